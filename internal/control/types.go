@@ -1,0 +1,125 @@
+package control
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// UpRequest asks for an environment to become what a tree says. The tree's
+// blobs are in the store already.
+type UpRequest struct {
+	Environment string                     `json:"environment"` // empty means the definition's only one
+	Tree        kiln.Tree                  `json:"tree"`
+	Source      kiln.Source                `json:"source"`
+	Values      map[string]json.RawMessage `json:"values,omitempty"` // variables, by name, as JSON
+	Locked      bool                       `json:"locked,omitempty"`
+	Actor       string                     `json:"-"` // from the connection's credentials
+}
+
+// UpResult is how it ended.
+type UpResult struct {
+	Environment string       `json:"environment"`
+	Release     kiln.Release `json:"release"`
+	// Nothing is true when the live release is the same already.
+	Nothing  bool                  `json:"nothing"`
+	Images   map[string]kiln.Baked `json:"images"`
+	Steps    []kiln.Step           `json:"steps"`
+	URLs     []string              `json:"urls"`
+	Warnings []kiln.Diagnostic     `json:"warnings,omitempty"`
+	// Lock is what kiln.lock must say; the client writes it when it differs.
+	Lock kiln.Lock     `json:"lock"`
+	Took time.Duration `json:"took"`
+	// Phases says where the time went: "bake", "seal", "start", "verify", "switch".
+	Phases map[string]time.Duration `json:"phases"`
+}
+
+// BakeResult is what a bake without a release made.
+type BakeResult struct {
+	Images map[string]kiln.Baked `json:"images"`
+	Bundle kiln.Digest           `json:"bundle"`
+	Lock   kiln.Lock             `json:"lock"`
+}
+
+// PlanResult is what Up would do.
+type PlanResult struct {
+	Environment string `json:"environment"`
+	// Live is the number of the live release, 0 for none.
+	Live  int         `json:"live"`
+	Steps []kiln.Step `json:"steps"`
+	// Bakes are the images whose inputs have not been baked, with the reason.
+	Bakes []PlannedBake `json:"bakes,omitempty"`
+	// Routes are the changes of routes, one sentence each.
+	Routes []string `json:"routes,omitempty"`
+}
+
+// PlannedBake is an image that Up would bake.
+type PlannedBake struct {
+	Image  string `json:"image"`
+	Reason string `json:"reason"`
+}
+
+// RollbackRequest asks for an earlier release; 0 means the one before.
+type RollbackRequest struct {
+	Environment string `json:"environment"`
+	Release     int    `json:"release,omitempty"`
+	Actor       string `json:"-"`
+}
+
+// RollbackResult is how it ended.
+type RollbackResult struct {
+	From   int           `json:"from"`
+	To     int           `json:"to"`
+	Parked bool          `json:"parked"` // it was one swap
+	Took   time.Duration `json:"took"`
+	URLs   []string      `json:"urls"`
+}
+
+// Status is all environments at a glance.
+type Status struct {
+	Version      string              `json:"version"`
+	StartedAt    time.Time           `json:"started_at"`
+	Environments []EnvironmentStatus `json:"environments"`
+}
+
+// EnvironmentStatus is one environment at a glance.
+type EnvironmentStatus struct {
+	Name        string          `json:"name"`
+	Live        *kiln.Release   `json:"live,omitempty"`
+	Parked      *kiln.Release   `json:"parked,omitempty"`
+	ParkedUntil time.Time       `json:"parked_until,omitzero"`
+	Rollout     *RolloutStatus  `json:"rollout,omitempty"` // the one that runs
+	Services    []ServiceStatus `json:"services"`
+	URLs        []string        `json:"urls"`
+	// Problems are sentences about what is not as it should be.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// ServiceStatus is one service of the live release.
+type ServiceStatus struct {
+	Name    string       `json:"name"`
+	Fleet   kiln.FleetID `json:"fleet"`
+	Image   kiln.Digest  `json:"image"`
+	Desired int          `json:"desired"`
+	Ready   int          `json:"ready"`
+	Running int          `json:"running"`
+	// Deaths of late that were the instances' own.
+	Deaths int `json:"deaths"`
+}
+
+// RolloutStatus is a rollout that runs.
+type RolloutStatus struct {
+	From      int       `json:"from"` // 0 for none
+	To        int       `json:"to"`
+	Step      string    `json:"step"`
+	StartedAt time.Time `json:"started_at"`
+}
+
+// EventQuery selects events.
+type EventQuery struct {
+	Environment string
+	After       int64 // sequence
+	Last        int   // the newest so many; 0 for all
+	Follow      bool
+}
