@@ -333,8 +333,7 @@ route "front" {
 func TestCallsStayWithinTheRelease(t *testing.T) {
 	r := newRig(t)
 	for _, version := range []string{"one", "two"} {
-		r.Write("kiln.hcl", strings.ReplaceAll(pair, "VERSION\"", version+"\""))
-		r.Write("kiln.hcl", strings.NewReplacer(`"VERSION"`, `"`+version+`"`).Replace(pair))
+		r.Write("kiln.hcl", strings.ReplaceAll(pair, `"VERSION"`, `"`+version+`"`))
 		up(r)
 		if _, _, body := r.Get("web.test", "/call?url=http://back:8080/"); body != version {
 			t.Errorf("front %s got %q from its back", version, body)
