@@ -1,0 +1,84 @@
+package server
+
+import (
+	"archive/tar"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/kilnproject/kiln"
+)
+
+// missing answers which blobs a client must upload.
+func (a *api) missing(r *http.Request) (any, error) {
+	request, err := decode[MissingRequest](a, r)
+	if err != nil {
+		return nil, err
+	}
+	if len(request.Digests) > a.Limits.Blobs {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "ask in parts", "%d digests in one request, at most %d", len(request.Digests), a.Limits.Blobs)
+	}
+	seen := make(map[kiln.Digest]bool, len(request.Digests))
+	for _, d := range request.Digests {
+		if _, err := kiln.ParseDigest(string(d)); err != nil {
+			return nil, kiln.Errorf(kiln.CodeInvalid, "", "%w", err)
+		}
+	}
+	unique := slices.DeleteFunc(request.Digests, func(d kiln.Digest) bool {
+		before := seen[d]
+		seen[d] = true
+		return before
+	})
+	return MissingResult{Missing: orEmpty(a.Store.Missing(unique))}, nil
+}
+
+// upload stores the files of a tar stream, each named "sha256/<hex>" by its
+// content. What was stored before an error stays stored: it is what its name
+// says, and the client asks again what is missing.
+func (a *api) upload(r *http.Request) (any, error) {
+	var result UploadResult
+	archive := tar.NewReader(http.MaxBytesReader(nil, r.Body, a.Limits.Upload+int64(a.Limits.Blobs)*1024))
+	for {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return result, nil
+		}
+		if err != nil {
+			return nil, kiln.Errorf(kiln.CodeInvalid, "run the command again", "the upload broke off: %w", err)
+		}
+		digest, err := a.admit(header, result)
+		if err != nil {
+			return nil, err
+		}
+		_, n, err := a.Store.Put(r.Context(), archive, digest)
+		if err != nil {
+			return nil, err
+		}
+		result.Blobs++
+		result.Bytes += n
+	}
+}
+
+// admit checks one entry of an upload before a byte of it is stored.
+func (a *api) admit(header *tar.Header, so UploadResult) (kiln.Digest, error) {
+	invalid := func(format string, args ...any) (kiln.Digest, error) {
+		return "", kiln.Errorf(kiln.CodeInvalid, "", format, args...)
+	}
+	hex, ok := strings.CutPrefix(header.Name, "sha256/")
+	digest, err := kiln.ParseDigest("sha256:" + hex)
+	switch {
+	case !ok || err != nil:
+		return invalid("entry %q of the upload: want sha256/ and 64 lower-case hex digits", header.Name)
+	case header.Typeflag != tar.TypeReg:
+		return invalid("entry %q of the upload is not a regular file", header.Name)
+	case header.Size > a.Limits.Blob:
+		return invalid("blob %s has %d bytes, at most %d", digest.Short(), header.Size, a.Limits.Blob)
+	case so.Bytes+header.Size > a.Limits.Upload:
+		return invalid("the upload has more than %d bytes", a.Limits.Upload)
+	case so.Blobs >= a.Limits.Blobs:
+		return invalid("the upload has more than %d blobs", a.Limits.Blobs)
+	}
+	return digest, nil
+}

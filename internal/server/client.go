@@ -1,0 +1,259 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/control"
+)
+
+// Client calls the API of one data directory. Its errors are *kiln.Error; one
+// with kiln.CodeUnavailable means that no control plane answers. Safe for
+// concurrent use.
+type Client struct {
+	http    *http.Client
+	socket  string
+	version string
+}
+
+// NewClient returns a client of the socket; nothing is dialled yet. The
+// version is the caller's own, told to the server.
+func NewClient(socket, version string) *Client {
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	return &Client{
+		socket:  socket,
+		version: version,
+		http: &http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "unix", socket)
+			},
+			DisableCompression: true,
+		}},
+	}
+}
+
+// Version asks who answers.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	return get[Version](ctx, c, "version", nil)
+}
+
+// Status asks for all environments at a glance.
+func (c *Client) Status(ctx context.Context) (control.Status, error) {
+	return get[control.Status](ctx, c, "status", nil)
+}
+
+// Instances lists instances; an empty environment means all.
+func (c *Client) Instances(ctx context.Context, environment string) ([]kiln.Instance, error) {
+	return get[[]kiln.Instance](ctx, c, "instances", url.Values{"environment": {environment}})
+}
+
+// Releases lists releases; an empty environment means all.
+func (c *Client) Releases(ctx context.Context, environment string) ([]kiln.Release, error) {
+	return get[[]kiln.Release](ctx, c, "releases", url.Values{"environment": {environment}})
+}
+
+// Plan asks what Up would do.
+func (c *Client) Plan(ctx context.Context, request control.UpRequest) (control.PlanResult, error) {
+	var result control.PlanResult
+	body, err := json.Marshal(request)
+	if err != nil {
+		return result, err
+	}
+	return result, c.call(ctx, http.MethodPost, "plan", nil, typeJSON, bytes.NewReader(body), &result)
+}
+
+// Up brings an environment to what a tree says. Ending ctx stops it before the
+// rollout begins; a rollout that has begun goes on.
+func (c *Client) Up(ctx context.Context, request control.UpRequest, progress func(kiln.Progress)) (control.UpResult, error) {
+	return operate[control.UpResult](ctx, c, "up", request, progress)
+}
+
+// Bake makes the images and the bundle, and no release.
+func (c *Client) Bake(ctx context.Context, request control.UpRequest, progress func(kiln.Progress)) (control.BakeResult, error) {
+	return operate[control.BakeResult](ctx, c, "bake", request, progress)
+}
+
+// Rollback goes back to an earlier release.
+func (c *Client) Rollback(ctx context.Context, request control.RollbackRequest, progress func(kiln.Progress)) (control.RollbackResult, error) {
+	return operate[control.RollbackResult](ctx, c, "rollback", request, progress)
+}
+
+// Down ends an environment.
+func (c *Client) Down(ctx context.Context, environment string, progress func(kiln.Progress)) error {
+	_, err := operate[struct{}](ctx, c, "down", DownRequest{Environment: environment}, progress)
+	return err
+}
+
+// Shutdown ends every environment, and then the processes of Kiln.
+func (c *Client) Shutdown(ctx context.Context, progress func(kiln.Progress)) error {
+	_, err := operate[struct{}](ctx, c, "shutdown", struct{}{}, progress)
+	return err
+}
+
+// Events calls each for every selected event, in order.
+func (c *Client) Events(ctx context.Context, query control.EventQuery, each func(kiln.Event) error) error {
+	values := url.Values{
+		"environment": {query.Environment}, "follow": {strconv.FormatBool(query.Follow)},
+		"after": {strconv.FormatInt(query.After, 10)}, "last": {strconv.Itoa(query.Last)},
+	}
+	return c.follow(ctx, "events", values, func(f Frame) error {
+		if f.Event == nil {
+			return nil
+		}
+		return each(*f.Event)
+	})
+}
+
+// Logs calls each for every selected line, in the order of time.
+func (c *Client) Logs(ctx context.Context, query kiln.LogQuery, each func(kiln.LogLine) error) error {
+	values := url.Values{
+		"environment": {query.Environment}, "service": {query.Service}, "instance": {query.Instance},
+		"tail": {strconv.Itoa(query.Tail)}, "follow": {strconv.FormatBool(query.Follow)},
+	}
+	if !query.Since.IsZero() {
+		values.Set("since", query.Since.Format(time.RFC3339Nano))
+	}
+	return c.follow(ctx, "logs", values, func(f Frame) error {
+		if len(f.Log) == 0 {
+			return nil
+		}
+		var line kiln.LogLine
+		if err := json.Unmarshal(f.Log, &line); err != nil {
+			return fmt.Errorf("read a log line: %w", err)
+		}
+		return each(line)
+	})
+}
+
+// get asks for one JSON value.
+func get[T any](ctx context.Context, c *Client, path string, query url.Values) (T, error) {
+	var result T
+	return result, c.call(ctx, http.MethodGet, path, query, "", nil, &result)
+}
+
+// operate starts a long operation and follows it to its end.
+func operate[T any](ctx context.Context, c *Client, path string, request any, progress func(kiln.Progress)) (T, error) {
+	var result T
+	body, err := json.Marshal(request)
+	if err != nil {
+		return result, err
+	}
+	response, err := c.send(ctx, http.MethodPost, path, nil, typeJSON, bytes.NewReader(body))
+	if err != nil {
+		return result, err
+	}
+	last, err := c.frames(ctx, response, func(f Frame) error {
+		if f.Progress != nil && progress != nil {
+			progress(*f.Progress)
+		}
+		return nil
+	})
+	if err != nil {
+		return result, err
+	}
+	return result, json.Unmarshal(last, &result)
+}
+
+func (c *Client) follow(ctx context.Context, path string, query url.Values, each func(Frame) error) error {
+	response, err := c.send(ctx, http.MethodGet, path, query, "", nil)
+	if err != nil {
+		return err
+	}
+	_, err = c.frames(ctx, response, each)
+	return err
+}
+
+// frames reads a stream to its end and returns the result.
+func (c *Client) frames(ctx context.Context, response *http.Response, each func(Frame) error) (json.RawMessage, error) {
+	defer func() { _ = response.Body.Close() }()
+	decoder := json.NewDecoder(response.Body)
+	for {
+		var f Frame
+		switch err := decoder.Decode(&f); {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			return nil, kiln.Errorf(kiln.CodeUnavailable, "kiln status says how things stand; kilnd.log in the data directory says why",
+				"the control plane went away in the middle: %w", err)
+		case f.Error != nil:
+			return nil, f.Error
+		case f.Result != nil:
+			return f.Result, nil
+		}
+		if err := each(f); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// call makes one request with one JSON answer.
+func (c *Client) call(ctx context.Context, method, path string, query url.Values, contentType string, body io.Reader, result any) error {
+	response, err := c.send(ctx, method, path, query, contentType, body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }()
+	decoder := json.NewDecoder(response.Body)
+	if response.StatusCode == http.StatusOK {
+		if err := decoder.Decode(result); err != nil {
+			return fmt.Errorf("read the answer of /v1/%s: %w", path, err)
+		}
+		return nil
+	}
+	var f Frame
+	if err := decoder.Decode(&f); err != nil || f.Error == nil {
+		return kiln.Errorf(kiln.CodeInternal, "", "/v1/%s answered %s", path, response.Status)
+	}
+	return f.Error
+}
+
+// send makes a request and checks that the two sides understand each other.
+func (c *Client) send(ctx context.Context, method, path string, query url.Values, contentType string, body io.Reader) (*http.Response, error) {
+	address := url.URL{Scheme: "http", Host: "kiln", Path: "/v1/" + path, RawQuery: query.Encode()}
+	request, err := http.NewRequestWithContext(ctx, method, address.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set(VersionHeader, c.version)
+	if contentType != "" {
+		request.Header.Set("Content-Type", contentType)
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, c.unreachable(ctx, err)
+	}
+	if err := CheckSkew(c.version, response.Header.Get(VersionHeader)); err != nil {
+		_ = response.Body.Close()
+		return nil, err
+	}
+	return response, nil
+}
+
+// unreachable says why nobody answered.
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return kiln.Errorf(kiln.CodeUnavailable, "kiln up starts one; --data names another data directory",
+			"no control plane runs on %s", c.socket)
+	case errors.Is(err, os.ErrPermission):
+		return kiln.Errorf(kiln.CodeRefused, "run it as root or as a member of the group "+GroupName,
+			"you may not use %s", c.socket)
+	default:
+		return kiln.Errorf(kiln.CodeUnavailable, "kilnd.log in the data directory may say why",
+			"the control plane does not answer: %w", err)
+	}
+}
