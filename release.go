@@ -36,7 +36,7 @@ const (
 )
 
 // Release is a bundle with an environment's values, numbered from 1 per
-// environment. It never changes but for State.
+// environment. It never changes but for State and ParkedUntil.
 type Release struct {
 	Environment string    `json:"environment"`
 	Number      int       `json:"number"`
@@ -49,6 +49,8 @@ type Release struct {
 	Services []ReleaseService           `json:"services"`
 	Routes   []Route                    `json:"routes,omitempty"`
 	State    ReleaseState               `json:"state"`
+	// ParkedUntil is when a parked release is retired.
+	ParkedUntil time.Time `json:"parked_until,omitzero"`
 }
 
 // Identity is the digest of what a release is made of. Two releases of one

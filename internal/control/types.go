@@ -15,7 +15,9 @@ type UpRequest struct {
 	Source      kiln.Source                `json:"source"`
 	Values      map[string]json.RawMessage `json:"values,omitempty"` // variables, by name, as JSON
 	Locked      bool                       `json:"locked,omitempty"`
-	Actor       string                     `json:"-"` // from the connection's credentials
+	// Again applies what was condemned once more.
+	Again bool   `json:"again,omitempty"`
+	Actor string `json:"-"` // from the connection's credentials
 }
 
 // UpResult is how it ended.
@@ -122,4 +124,10 @@ type EventQuery struct {
 	After       int64 // sequence
 	Last        int   // the newest so many; 0 for all
 	Follow      bool
+}
+
+// DownRequest asks for the end of an environment. Its releases are kept.
+type DownRequest struct {
+	Environment string `json:"environment"`
+	Actor       string `json:"-"`
 }

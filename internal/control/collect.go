@@ -1,0 +1,119 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+const (
+	collectEvery = 10 * time.Minute
+	// keptReleases are the newest of each environment that can be rolled back
+	// to without baking.
+	keptReleases = 10
+)
+
+// collect frees storage on a schedule, unless a bake is in progress.
+func (c *Control) collect(ctx context.Context) {
+	for pause(ctx, collectEvery) == nil {
+		if !c.enterCollect() {
+			continue
+		}
+		err := c.collectOnce(ctx)
+		c.leaveCollect()
+		if err != nil && ctx.Err() == nil {
+			c.log.ErrorContext(ctx, "storage could not be collected", "error", err)
+		}
+	}
+}
+
+func (c *Control) collectOnce(ctx context.Context) error {
+	keep, err := c.keep(ctx)
+	if err != nil {
+		return err
+	}
+	var used, freed int64
+	for _, s := range c.storage {
+		n, err := s.Usage(ctx)
+		if err != nil {
+			return fmt.Errorf("measure storage: %w", err)
+		}
+		used += n
+	}
+	for _, s := range c.storage {
+		want := int64(0)
+		if c.max > 0 {
+			want = max(0, used-freed-c.max)
+		}
+		n, err := s.Collect(ctx, keep, want)
+		if err != nil {
+			return fmt.Errorf("collect storage: %w", err)
+		}
+		freed += n
+	}
+	if freed > 0 {
+		c.log.InfoContext(ctx, "storage was freed", "bytes", freed, "used", used-freed)
+	}
+	if c.max > 0 && used-freed > c.max {
+		c.log.WarnContext(ctx, "kept releases need more storage than allowed", "used", used-freed, "max", c.max)
+	}
+	return nil
+}
+
+// keep is what the live, parked and pending releases and the newest ten of
+// every environment need.
+func (c *Control) keep(ctx context.Context) (Keep, error) {
+	var k Keep
+	names, err := c.ledger.Environments(ctx)
+	if err != nil {
+		return k, fmt.Errorf("list the environments: %w", err)
+	}
+	for _, name := range names {
+		releases, err := c.ledger.Releases(ctx, name)
+		if err != nil {
+			return k, fmt.Errorf("list the releases of %s: %w", name, err)
+		}
+		for i, r := range releases {
+			running := r.State == kiln.ReleaseLive || r.State == kiln.ReleaseParked || r.State == kiln.ReleasePending
+			if running || i >= len(releases)-keptReleases {
+				k = k.with(r, running)
+			}
+		}
+	}
+	for _, list := range []*[]kiln.Digest{&k.Bundles, &k.Images, &k.Seals} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	return k, nil
+}
+
+// with adds what a release needs.
+func (k Keep) with(r kiln.Release, running bool) Keep {
+	k.Bundles = append(k.Bundles, r.Bundle)
+	var images []kiln.Digest
+	for _, s := range r.Services {
+		images = append(images, s.Template.Image)
+		for _, d := range s.VerifyImages {
+			images = append(images, d)
+		}
+	}
+	k.Images = append(k.Images, images...)
+	if running {
+		k.Seals = append(k.Seals, images...)
+	}
+	return k
+}
+
+// enterBake waits for a collection in progress and keeps another from starting.
+func (c *Control) enterBake() {
+	c.gate.RLock()
+}
+
+func (c *Control) leaveBake() { c.gate.RUnlock() }
+
+func (c *Control) enterCollect() bool { return c.gate.TryLock() }
+
+func (c *Control) leaveCollect() { c.gate.Unlock() }

@@ -1,0 +1,96 @@
+// Package control moves environments from one release to the next: it
+// observes, asks the pure packages what to do, acts through an engine, and
+// records each step in the ledger before it is taken. It holds no state that
+// the ledger does not: after a restart it goes on where the journal ends.
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// Control is the control plane. Its methods may be called at once and again;
+// they wait until Run has restored what was there.
+type Control struct {
+	ledger  Ledger
+	store   Store
+	baker   Baker
+	engine  kiln.Engine
+	loader  Loader
+	storage []Collector
+	max     int64
+	log     *slog.Logger
+	version string
+	url     func(kiln.Route) string
+	now     func() time.Time
+	faults  Faults
+
+	restored chan struct{} // closed once Run has restored
+	begun    time.Time
+
+	gate sync.RWMutex // read while something is baked and released, written by a collection
+
+	// mu guards what follows; it is not held during I/O.
+	mu           sync.Mutex
+	environments map[string]*environment
+	base         context.Context // of the work that outlives a request
+	stopAll      context.CancelCauseFunc
+	closed       bool
+	work         sync.WaitGroup
+	known        map[string]kiln.InstanceState // instances that are not dead, as the ledger has them
+
+	kick   chan struct{} // asks for a reconcile soon
+	router chan struct{} // held while a table is made and sent
+}
+
+// New returns a Control that does nothing until Run.
+func New(o Options) *Control {
+	c := &Control{
+		ledger: o.Ledger, store: o.Store, baker: o.Baker, engine: o.Engine, loader: o.Loader,
+		storage: o.Storage, max: o.StorageMax, log: o.Log, version: o.Version,
+		url: o.PublicURL, now: o.Now, faults: o.Faults,
+		restored:     make(chan struct{}),
+		environments: map[string]*environment{},
+		known:        map[string]kiln.InstanceState{},
+		kick:         make(chan struct{}, 1),
+		router:       make(chan struct{}, 1),
+	}
+	if c.url == nil {
+		c.url = routeURL
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	return c
+}
+
+// ready waits until Run has restored what was there.
+func (c *Control) ready(ctx context.Context) error {
+	select {
+	case <-c.restored:
+		return nil
+	case <-ctx.Done():
+		return kiln.Errorf(kiln.CodeUnavailable, "try again in a moment", "the control plane is still starting: %w", ctx.Err())
+	}
+}
+
+// routeURL says where a route answers on standard ports.
+func routeURL(r kiln.Route) string {
+	switch {
+	case r.Listen != "":
+		return "tcp://" + r.Listen
+	case r.TLS.Mode == "" || r.TLS.Mode == "off":
+		return "http://" + r.Host + cmp.Or(r.Path, "/")
+	default:
+		return "https://" + r.Host + cmp.Or(r.Path, "/")
+	}
+}
+
+// notFound says whether err names what is not there.
+func notFound(err error) bool { return errors.Is(err, kiln.ErrNotFound) }

@@ -1,0 +1,143 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/rollout"
+)
+
+// Down ends an environment: its routes go first, requests in flight are
+// answered, then its fleets end. Its releases are kept and its host names are
+// free. It can be taken twice.
+func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progress)) error {
+	if err := c.ready(ctx); err != nil {
+		return err
+	}
+	releases, err := c.Releases(ctx, r.Environment)
+	if err != nil {
+		return err
+	}
+	h, err := c.hold(ctx, r.Environment, "kiln down", r.Actor)
+	if err != nil {
+		return err
+	}
+	defer c.release(r.Environment, h)
+	feed := newFeed(emit)
+	defer feed.close()
+	if releases, err = c.ledger.Releases(ctx, r.Environment); err != nil {
+		return fmt.Errorf("list the releases of %s: %w", r.Environment, err)
+	}
+	return c.end(ctx, r.Environment, releases, retiring{
+		states: []kiln.ReleaseState{kiln.ReleaseLive, kiln.ReleaseParked}, actor: r.Actor,
+		event:  kiln.Event{Kind: "environment.down", Subject: r.Environment, Message: "environment " + r.Environment + " was ended"},
+		reason: "the environment was ended",
+	}, feed)
+}
+
+// retiring is what ends releases outside a rollout.
+type retiring struct {
+	states []kiln.ReleaseState // those of the releases that end
+	actor  string
+	event  kiln.Event
+	reason string
+}
+
+// end retires releases: the ledger first, so that a restart goes on with it,
+// then routes, requests in flight, fleets.
+func (c *Control) end(ctx context.Context, name string, releases []kiln.Release, what retiring, feed *feed) error {
+	var marks []kiln.ReleaseMark
+	var limit time.Duration
+	var gone []kiln.Release
+	kept := make([]kiln.Release, len(releases))
+	for i, r := range releases {
+		kept[i] = r
+		for _, s := range what.states {
+			if r.State != s {
+				continue
+			}
+			kept[i].State = kiln.ReleaseRetired
+			gone = append(gone, r)
+			marks = append(marks, kiln.ReleaseMark{Environment: name, Number: r.Number, State: kiln.ReleaseRetired})
+			limit = max(limit, drainOf(r))
+		}
+	}
+	what.event.At, what.event.Environment, what.event.Actor = c.now().UTC(), name, what.actor
+	events := []kiln.Event{what.event}
+	for _, m := range marks {
+		events = append(events, kiln.Event{
+			At: what.event.At, Environment: name, Kind: "release.retired", Subject: subject(m.Number), Message: standing(m), Actor: what.actor,
+		})
+	}
+	if err := c.ledger.Commit(ctx, kiln.Record{Marks: marks, Events: events}); err != nil {
+		return fmt.Errorf("record the end: %w", err)
+	}
+	view, fleets := rest(name, kept)
+	feed.send(kiln.Progress{Stage: "park", Subject: name, Step: "drain", Message: "requests in flight are answered"})
+	// Calls between the leaving fleets go on while they drain.
+	c.stand(name, rollout.View{Live: view.Live, Others: append(view.Others, gone...)}, fleets)
+	if err := c.route(ctx); err != nil {
+		return err
+	}
+	if err := c.drained(ctx, name, gone, fleets, limit); err != nil {
+		return err
+	}
+	c.stand(name, view, fleets)
+	if err := c.route(ctx); err != nil {
+		return err
+	}
+	if err := c.apply(ctx, name, what.reason); err != nil {
+		return err
+	}
+	feed.send(kiln.Progress{Stage: "park", Subject: name, Step: "drain", Done: true})
+	return nil
+}
+
+// drained waits until fleets that are not kept have nothing in flight, for the
+// limit at most.
+func (c *Control) drained(ctx context.Context, name string, gone []kiln.Release, kept []kiln.Fleet, limit time.Duration) error {
+	leaving := map[kiln.FleetID]bool{}
+	for _, r := range gone {
+		for _, s := range r.Services {
+			leaving[kiln.FleetIDOf(name, s.Template)] = true
+		}
+	}
+	for _, f := range kept {
+		delete(leaving, f.ID())
+	}
+	end := c.now().Add(min(limit, maxDrain))
+	for {
+		measured, err := c.engine.Measure(ctx)
+		if err != nil {
+			return fmt.Errorf("measure: %w", err)
+		}
+		var flying int64
+		for _, m := range measured {
+			if m.Instance == "" && leaving[m.Fleet] {
+				flying += m.InFlight
+			}
+		}
+		if flying == 0 || !c.now().Before(end) {
+			return nil
+		}
+		if err := pause(ctx, drainPoll); err != nil {
+			return err
+		}
+	}
+}
+
+const (
+	drainPoll = 50 * time.Millisecond
+	maxDrain  = 10 * time.Second
+)
+
+// drainOf is the longest drain limit of a release's services.
+func drainOf(r kiln.Release) time.Duration {
+	var limit time.Duration
+	for _, s := range r.Services {
+		limit = max(limit, s.Template.Config.Drain)
+	}
+	return limit
+}

@@ -1,0 +1,117 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// Options are what a Control works with. All but Faults, Storage, Now and
+// PublicURL must be set.
+type Options struct {
+	Ledger Ledger
+	Store  Store
+	Baker  Baker
+	Engine kiln.Engine
+	Loader Loader
+	// Storage is collected in this order when the machine needs room.
+	Storage []Collector
+	// StorageMax bounds what Storage uses together, in bytes; 0 is no bound.
+	StorageMax int64
+	Log        *slog.Logger
+	Version    string
+	// PublicURL is where a route answers, "" when it has no address; nil
+	// derives it from the route alone.
+	PublicURL func(kiln.Route) string
+	// Now is the clock; nil means time.Now.
+	Now    func() time.Time
+	Faults Faults
+}
+
+// Ledger is the history. Implementations are safe for concurrent use; what a
+// method acknowledged survives a power cut.
+type Ledger interface {
+	// CreateRelease stores r under the next number of its environment and
+	// returns it with that number.
+	CreateRelease(ctx context.Context, r kiln.Release) (kiln.Release, error)
+	// Release returns kiln.ErrNotFound for an unknown one.
+	Release(ctx context.Context, environment string, number int) (kiln.Release, error)
+	// Releases lists an environment's releases by number.
+	Releases(ctx context.Context, environment string) ([]kiln.Release, error)
+	// Environments lists the names of all that ever had a release, sorted.
+	Environments(ctx context.Context) ([]string, error)
+	// Commit takes a record: all of it or nothing.
+	Commit(ctx context.Context, r kiln.Record) error
+	// Unfinished lists the rollouts that have not ended, oldest first.
+	Unfinished(ctx context.Context) ([]kiln.Rollout, error)
+	// Events returns events after a sequence, oldest first: the newest `last`
+	// of them, or with last 0 the first page.
+	Events(ctx context.Context, environment string, after int64, last int) ([]kiln.Event, error)
+	// Watch signals that events were added, until ctx ends.
+	Watch(ctx context.Context) <-chan struct{}
+	// Alive lists the instances that the ledger does not know to be dead.
+	Alive(ctx context.Context) ([]kiln.Instance, error)
+}
+
+// Store holds blobs and bundles.
+type Store interface {
+	TreeFS(tree kiln.Tree) fs.FS
+	Missing(digests []kiln.Digest) []kiln.Digest
+	PutBundle(ctx context.Context, b kiln.Bundle, annotations map[string]string) (kiln.Digest, error)
+}
+
+// Baker makes images.
+type Baker interface {
+	Bake(ctx context.Context, r kiln.BakeRequest) (kiln.BakeResult, error)
+	// Lookup returns the images whose inputs were baked before, and for each
+	// other one the reason why it must be baked.
+	Lookup(ctx context.Context, r kiln.BakeRequest) (known map[string]kiln.Baked, missing map[string]string, err error)
+}
+
+// Loader reads a definition.
+type Loader interface {
+	Load(tree fs.FS, o LoadOptions) (Definition, error)
+}
+
+// LoadOptions say how to read a definition.
+type LoadOptions struct {
+	Environment string // empty means the definition's only one
+	Branch      string
+	Values      map[string]json.RawMessage
+}
+
+// Definition is what was read.
+type Definition struct {
+	Spec        kiln.Spec
+	Values      map[string]json.RawMessage // of the variables that were used
+	Environment kiln.Environment
+	Warnings    []kiln.Diagnostic
+	Lock        kiln.Lock // of kiln.lock; empty when there is none
+}
+
+// Collector frees storage. It must be safe to kill at any point.
+type Collector interface {
+	Usage(ctx context.Context) (int64, error)
+	// Collect removes what is not kept; with more than zero wanted bytes it
+	// also removes caches, until that much is freed.
+	Collect(ctx context.Context, keep Keep, want int64) (freed int64, err error)
+}
+
+// Keep is what kept releases need.
+type Keep struct {
+	Bundles []kiln.Digest // manifests of bundles
+	Images  []kiln.Digest // manifests of images
+	// Seals are the images that may start at any moment: those of live and
+	// parked releases.
+	Seals []kiln.Digest
+}
+
+// Faults is asked before and after each journalled step, with its label. An
+// error stops the control plane at that point as if it had been killed.
+type Faults interface {
+	Hit(label string) error
+}

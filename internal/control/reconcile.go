@@ -1,0 +1,103 @@
+package control
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/plan"
+)
+
+const (
+	reconcileEvery = 30 * time.Second
+	// reconcileGap bounds how often engine events lead to a reconcile.
+	reconcileGap = time.Second
+)
+
+// reconcile compares what the engine was told with what it should have been
+// told, every 30 seconds and soon after every engine event. (Dead and unready
+// instances are the engine's own to replace.)
+func (c *Control) reconcile(ctx context.Context) {
+	for {
+		if await(ctx, c.kick, reconcileEvery) != nil {
+			return
+		}
+		c.settle(ctx)
+		if pause(ctx, reconcileGap) != nil {
+			return
+		}
+	}
+}
+
+// settle tells the engine what it was not told yet, or forgot.
+func (c *Control) settle(ctx context.Context) {
+	failed := false
+	for _, name := range c.names() {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := c.settleOne(ctx, name); err != nil {
+			failed = true
+			c.log.ErrorContext(ctx, "environment could not be reconciled", "environment", name, "error", err)
+		}
+	}
+	if failed {
+		c.poke()
+	}
+}
+
+// settleOne brings one environment back to what it stands for, unless somebody
+// changes it.
+func (c *Control) settleOne(ctx context.Context, name string) error {
+	c.mu.Lock()
+	e := c.environment(name)
+	busy, unsettled, fleets := e.holder != nil, e.unsettled, e.fleets
+	c.mu.Unlock()
+	if busy {
+		return nil
+	}
+	seen, err := c.engine.Observe(ctx, name)
+	if err != nil {
+		return err
+	}
+	drift := plan.Drift(fleets, seen)
+	if len(drift) == 0 && !unsettled {
+		return nil
+	}
+	h, err := c.hold(ctx, name, "reconcile", "")
+	if err != nil {
+		return nil //nolint:nilerr // somebody else changes it, which settles it as well
+	}
+	defer c.release(name, h)
+	if len(drift) > 0 && !unsettled {
+		c.log.WarnContext(ctx, "drift is mended", "environment", name, "drift", drift)
+		err := c.ledger.Commit(ctx, kiln.Record{Events: []kiln.Event{{
+			At: c.now().UTC(), Environment: name, Kind: "drift.mended", Subject: name, Message: strings.Join(drift, "; "),
+		}}})
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.route(ctx); err != nil {
+		return err
+	}
+	return c.apply(ctx, name, "reconcile")
+}
+
+// poke asks for a reconcile soon.
+func (c *Control) poke() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// names are all environments, sorted.
+func (c *Control) names() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.environments))
+}

@@ -1,0 +1,198 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/rollout"
+)
+
+// maxBatch bounds the changes that are recorded in one transaction, and with
+// it what is held in memory.
+const maxBatch = 512
+
+// record writes what the engine saw into the ledger, many changes in one
+// transaction, and wakes those who wait for it.
+func (c *Control) record(ctx context.Context, changes <-chan kiln.Change) {
+	for {
+		first, ok := <-changes
+		if !ok {
+			return
+		}
+		batch := c.gather(first, changes)
+		if len(batch) == 0 {
+			continue
+		}
+		c.write(ctx, batch)
+		c.poke()
+	}
+}
+
+// gather takes the changes that are there already, and wakes waiting rollouts
+// before anything is written.
+func (c *Control) gather(first kiln.Change, changes <-chan kiln.Change) []kiln.Change {
+	batch := []kiln.Change{first}
+	for len(batch) < maxBatch {
+		select {
+		case next, ok := <-changes:
+			if !ok {
+				return c.wakeAll(batch)
+			}
+			batch = append(batch, next)
+			continue
+		default:
+		}
+		break
+	}
+	return c.wakeAll(batch)
+}
+
+func (c *Control) wakeAll(batch []kiln.Change) []kiln.Change {
+	woken := map[string]bool{}
+	for _, one := range batch {
+		switch {
+		case one.Missed:
+			for _, name := range c.names() {
+				c.wake(name)
+			}
+		case one.Instance != nil && !woken[one.Instance.Environment]:
+			woken[one.Instance.Environment] = true
+			c.wake(one.Instance.Environment)
+		}
+	}
+	return batch
+}
+
+// write records a batch; when the ledger does not take it, it is tried again
+// until ctx ends, while the engine's own bound holds what comes after.
+func (c *Control) write(ctx context.Context, batch []kiln.Change) {
+	r := c.describe(ctx, batch)
+	for len(r.Events)+len(r.Instances) > 0 {
+		err := c.ledger.Commit(ctx, r)
+		if err == nil {
+			return
+		}
+		c.log.ErrorContext(ctx, "engine events were not recorded and are tried again", "count", len(r.Events), "error", err)
+		if pause(ctx, time.Second) != nil {
+			return
+		}
+	}
+}
+
+// describe turns changes into events and history; what the ledger knows
+// already is left out.
+func (c *Control) describe(ctx context.Context, batch []kiln.Change) kiln.Record {
+	var r kiln.Record
+	for _, one := range batch {
+		switch {
+		case one.Missed:
+			r = merge(r, c.resync(ctx))
+		case one.Event != nil:
+			r.Events = append(r.Events, *one.Event)
+		case one.Instance != nil:
+			r = merge(r, c.lived(*one.Instance, one.At))
+		}
+	}
+	return r
+}
+
+// resync observes everything: changes were lost, or the control plane was away.
+func (c *Control) resync(ctx context.Context) kiln.Record {
+	var r kiln.Record
+	present := map[string]bool{}
+	for _, name := range c.names() {
+		seen, err := c.engine.Observe(ctx, name)
+		if err != nil {
+			c.log.ErrorContext(ctx, "environment could not be observed", "environment", name, "error", err)
+			return r
+		}
+		for _, f := range seen.Fleets {
+			for _, i := range append(f.Deaths, f.Instances...) {
+				present[i.ID] = true
+				r = merge(r, c.lived(i, c.now()))
+			}
+		}
+	}
+	return r
+}
+
+// remember loads what the ledger knows to be alive, and records what changed
+// while the control plane was away.
+func (c *Control) remember(ctx context.Context) error {
+	alive, err := c.ledger.Alive(ctx)
+	if err != nil {
+		return fmt.Errorf("list the instances: %w", err)
+	}
+	present := map[string]bool{}
+	for _, i := range alive {
+		c.known[i.ID] = i.State
+	}
+	r := c.resync(ctx)
+	for _, i := range r.Instances {
+		present[i.ID] = true
+	}
+	_ = present
+	return c.ledger.Commit(ctx, r)
+}
+
+// lived is what an instance's present state adds to the history.
+func (c *Control) lived(i kiln.Instance, at time.Time) kiln.Record {
+	before, known := c.known[i.ID]
+	if known && before == i.State {
+		return kiln.Record{}
+	}
+	if i.State == kiln.InstanceDead {
+		delete(c.known, i.ID)
+	} else {
+		c.known[i.ID] = i.State
+	}
+	verb, message := "changed", string(i.State)
+	switch i.State {
+	case kiln.InstanceStarting:
+		verb, message = "born", "was started: "+i.Reason
+	case kiln.InstanceReady:
+		verb, message = "ready", fmt.Sprintf("is ready, %s after its start", i.ReadyAt.Sub(i.CreatedAt).Round(time.Millisecond))
+		if before == kiln.InstanceUnready {
+			message = "is ready again"
+		}
+	case kiln.InstanceUnready:
+		verb, message = "unready", "is unready: "+i.Note
+	case kiln.InstanceDraining:
+		verb, message = "draining", "gets no more traffic"
+	case kiln.InstanceQuarantined:
+		verb, message = "quarantined", "was taken out of traffic and kept"
+	case kiln.InstanceDead:
+		verb, message = "died", "ended"
+		if i.Cause != nil {
+			message = rollout.Death(*i.Cause)
+		}
+	}
+	if at.IsZero() {
+		at = c.now()
+	}
+	e := kiln.Event{At: at.UTC(), Environment: i.Environment, Kind: "instance." + verb, Subject: i.ID,
+		Message: i.ID + " " + message, Data: instanceData(i)}
+	return kiln.Record{Instances: []kiln.Instance{i}, Events: []kiln.Event{e}}
+}
+
+func instanceData(i kiln.Instance) map[string]string {
+	data := map[string]string{"service": i.Service, "fleet": string(i.Fleet)}
+	if i.Cause == nil {
+		return data
+	}
+	data["cause"] = string(i.Cause.Kind)
+	if i.Cause.Failure() {
+		for n, line := range i.Cause.LastLog[max(0, len(i.Cause.LastLog)-10):] {
+			data[fmt.Sprintf("log_%02d", n+1)] = line
+		}
+	}
+	return data
+}
+
+func merge(a, b kiln.Record) kiln.Record {
+	a.Instances = append(a.Instances, b.Instances...)
+	a.Events = append(a.Events, b.Events...)
+	return a
+}

@@ -1,0 +1,107 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/rollout"
+)
+
+// restore makes every environment stand for what the ledger says and tells the
+// engine. What the engine does not take now is tried again by reconcile.
+func (c *Control) restore(ctx context.Context) error {
+	names, err := c.ledger.Environments(ctx)
+	if err != nil {
+		return fmt.Errorf("list the environments: %w", err)
+	}
+	unfinished, err := c.ledger.Unfinished(ctx)
+	if err != nil {
+		return fmt.Errorf("read the journal: %w", err)
+	}
+	journal := map[string]kiln.Rollout{}
+	for _, r := range unfinished {
+		journal[r.Environment] = r
+	}
+	var drives []*drive
+	for _, name := range names {
+		releases, err := c.ledger.Releases(ctx, name)
+		if err != nil {
+			return fmt.Errorf("list the releases of %s: %w", name, err)
+		}
+		record, running := journal[name]
+		if err := c.forsake(ctx, releases, record.To); err != nil {
+			return err
+		}
+		view, fleets := rest(name, releases)
+		c.stand(name, view, fleets)
+		if !running {
+			continue
+		}
+		d, err := c.resume(record, releases)
+		if err != nil {
+			return err
+		}
+		drives = append(drives, d)
+	}
+	if err := c.remember(ctx); err != nil {
+		return err
+	}
+	if err := c.route(ctx); err != nil {
+		c.log.ErrorContext(ctx, "traffic table was not taken", "error", err)
+	}
+	for _, d := range drives {
+		c.spawn(d.run)
+	}
+	c.settle(ctx)
+	return nil
+}
+
+// forsake fails the pending releases whose rollout was never journalled.
+func (c *Control) forsake(ctx context.Context, releases []kiln.Release, rolling int) error {
+	for i, r := range releases {
+		if r.State != kiln.ReleasePending || r.Number == rolling {
+			continue
+		}
+		releases[i].State = kiln.ReleaseFailed
+		err := c.ledger.Commit(ctx, kiln.Record{
+			Marks: []kiln.ReleaseMark{{Environment: r.Environment, Number: r.Number, State: kiln.ReleaseFailed}},
+			Events: []kiln.Event{{At: c.now().UTC(), Environment: r.Environment, Kind: "release.failed", Subject: subject(r.Number),
+				Message: fmt.Sprintf("release %d did not go live: the control plane ended before its rollout began", r.Number)}},
+		})
+		if err != nil {
+			return fmt.Errorf("record that release %d of %s failed: %w", r.Number, r.Environment, err)
+		}
+	}
+	return nil
+}
+
+// resume takes a journalled rollout up again.
+func (c *Control) resume(record kiln.Rollout, releases []kiln.Release) (*drive, error) {
+	var s rollout.State
+	if err := json.Unmarshal(record.State, &s); err != nil {
+		return nil, fmt.Errorf("read the journal of rollout %s: %w", record.ID, err)
+	}
+	r := rollout.Rollout{Environment: record.Environment, Kind: s.Kind}
+	for i := range releases {
+		one := releases[i]
+		switch one.Number {
+		case record.To:
+			r.To = one
+		case record.From:
+			r.From = &one
+		case s.Parked:
+			r.Parked = &one
+		}
+	}
+	now := c.now()
+	h := &holder{what: fmt.Sprintf("the rollout of release %d", record.To), actor: record.Actor, since: record.StartedAt,
+		done: make(chan struct{}), decided: make(chan struct{})}
+	d := &drive{c: c, rollout: r, record: record, holder: h, feed: newFeed(nil), states: statesOf(r)}
+	c.mu.Lock()
+	c.environment(record.Environment).holder = h
+	c.mu.Unlock()
+	d.enter(rollout.Resume(s, now))
+	return d, nil
+}

@@ -1,0 +1,88 @@
+package control
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kilnproject/kiln"
+)
+
+// Rollback gives the traffic to an earlier release: by one swap when that one
+// is parked and ready, else by starting it first. It never bakes. The release
+// that was left is condemned, and its fleets end once the requests that they
+// have in flight are answered.
+func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kiln.Progress)) (RollbackResult, error) {
+	if err := c.ready(ctx); err != nil {
+		return RollbackResult{}, err
+	}
+	began := c.now()
+	feed := newFeed(emit)
+	defer feed.close()
+	h, err := c.hold(ctx, r.Environment, "kiln rollback", r.Actor)
+	if err != nil {
+		return RollbackResult{}, err
+	}
+	to, err := c.target(ctx, r)
+	if err == nil {
+		err = c.claim(r.Environment, to.Routes)
+	}
+	if err != nil {
+		c.release(r.Environment, h)
+		return RollbackResult{}, err
+	}
+	d, err := c.begin(ctx, r.Environment, to, h, r.Actor, feed)
+	if err != nil {
+		c.release(r.Environment, h)
+		return RollbackResult{}, err
+	}
+	out := RollbackResult{From: d.record.From, To: d.record.To, Parked: d.state.Warm, URLs: c.urls(to)}
+	err = c.watch(ctx, d)
+	out.Took = c.now().Sub(began)
+	return out, err
+}
+
+// target is the release that a rollback goes to.
+func (c *Control) target(ctx context.Context, r RollbackRequest) (kiln.Release, error) {
+	releases, err := c.Releases(ctx, r.Environment)
+	if err != nil {
+		return kiln.Release{}, err
+	}
+	live := findState(releases, kiln.ReleaseLive)
+	if r.Release == 0 {
+		return before(r.Environment, releases, live)
+	}
+	for _, one := range releases {
+		if one.Number != r.Release {
+			continue
+		}
+		switch one.State {
+		case kiln.ReleaseLive:
+			return kiln.Release{}, kiln.Errorf(kiln.CodeConflict, "kiln releases "+r.Environment+" lists the others",
+				"release %d is live already", one.Number)
+		case kiln.ReleaseFailed, kiln.ReleasePending:
+			return kiln.Release{}, kiln.Errorf(kiln.CodeRefused, "kiln releases "+r.Environment+" lists those that were live",
+				"release %d was never live", one.Number)
+		case kiln.ReleaseParked, kiln.ReleaseRetired, kiln.ReleaseCondemned:
+		}
+		return one, nil
+	}
+	return kiln.Release{}, kiln.Errorf(kiln.CodeNotFound, "kiln releases "+r.Environment+" lists them",
+		"environment %s has no release %d", r.Environment, r.Release)
+}
+
+// before is the release to go back to when none is named: the parked one, else
+// the newest before the live one that was live and not condemned.
+func before(name string, releases []kiln.Release, live *kiln.Release) (kiln.Release, error) {
+	if parked := findState(releases, kiln.ReleaseParked); parked != nil {
+		return *parked, nil
+	}
+	for i := len(releases) - 1; i >= 0; i-- {
+		one := releases[i]
+		if one.State == kiln.ReleaseRetired && (live == nil || one.Number < live.Number) {
+			return one, nil
+		}
+	}
+	return kiln.Release{}, kiln.Errorf(kiln.CodeConflict,
+		fmt.Sprintf("kiln releases %s lists what there is; kiln rollback %s --to N names one", name, name),
+		"environment %s has no earlier release to go back to", name)
+}

@@ -1,0 +1,99 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/rollout"
+)
+
+// Status is all environments that have a release, by name.
+func (c *Control) Status(ctx context.Context) (Status, error) {
+	if err := c.ready(ctx); err != nil {
+		return Status{}, err
+	}
+	c.mu.Lock()
+	names := slices.Sorted(maps.Keys(c.environments))
+	c.mu.Unlock()
+	out := Status{Version: c.version, StartedAt: c.begun, Environments: []EnvironmentStatus{}}
+	for _, name := range names {
+		one, err := c.environmentStatus(ctx, name)
+		if err != nil {
+			return Status{}, err
+		}
+		out.Environments = append(out.Environments, one)
+	}
+	return out, nil
+}
+
+func (c *Control) environmentStatus(ctx context.Context, name string) (EnvironmentStatus, error) {
+	seen, err := c.engine.Observe(ctx, name)
+	if err != nil {
+		return EnvironmentStatus{}, fmt.Errorf("observe %s: %w", name, err)
+	}
+	c.mu.Lock()
+	e := c.environment(name)
+	out := EnvironmentStatus{Name: name, Live: e.view.Live, Services: []ServiceStatus{}, URLs: []string{}}
+	if e.rollout != nil {
+		running := *e.rollout
+		out.Rollout = &running
+	}
+	for _, r := range e.view.Others {
+		if r.State == kiln.ReleaseParked {
+			out.Parked, out.ParkedUntil = &r, r.ParkedUntil
+		}
+	}
+	if e.unsettled && e.holder == nil {
+		out.Problems = append(out.Problems, "the engine does not take the desired set; kilnd's log says why, and it is tried again")
+	}
+	c.mu.Unlock()
+	if out.Live != nil {
+		out.URLs = c.urls(*out.Live)
+		for _, s := range out.Live.Services {
+			status, problem := serviceStatus(name, s, seen)
+			out.Services = append(out.Services, status)
+			if problem != "" {
+				out.Problems = append(out.Problems, problem)
+			}
+		}
+	}
+	return out, nil
+}
+
+// serviceStatus counts a service's instances, and says in a sentence when they
+// are fewer than wanted.
+func serviceStatus(name string, s kiln.ReleaseService, seen kiln.Observation) (ServiceStatus, string) {
+	id := kiln.FleetIDOf(name, s.Template)
+	out := ServiceStatus{Name: s.Template.Service, Fleet: id, Image: s.Template.Image, Desired: s.Count}
+	fleet, _ := seen.Fleet(id)
+	out.Ready, out.Running = fleet.Ready(), len(fleet.Instances)
+	var last *kiln.Instance
+	for i, d := range fleet.Deaths {
+		if d.Cause != nil && d.Cause.Failure() {
+			out.Deaths++
+			last = &fleet.Deaths[i]
+		}
+	}
+	if out.Ready >= out.Desired {
+		return out, ""
+	}
+	problem := fmt.Sprintf("service %s: %d of %d instances are ready", out.Name, out.Ready, out.Desired)
+	if last != nil {
+		problem += fmt.Sprintf("; %s %s", last.ID, rollout.Death(*last.Cause))
+	}
+	return out, problem
+}
+
+// urls are where a release's routes answer.
+func (c *Control) urls(r kiln.Release) []string {
+	out := []string{}
+	for _, route := range r.Routes {
+		if u := c.url(route); u != "" && !slices.Contains(out, u) {
+			out = append(out, u)
+		}
+	}
+	return out
+}

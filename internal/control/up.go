@@ -1,0 +1,253 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/plan"
+	"github.com/kilnproject/kiln/internal/rollout"
+)
+
+// Up makes an environment what a tree says: it bakes, makes a release, and
+// rolls it out. When ctx ends before the rollout is journalled nothing
+// happened; after that the rollout goes on by itself. emit is called from
+// several goroutines and not after Up returned.
+func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (UpResult, error) {
+	if err := c.ready(ctx); err != nil {
+		return UpResult{}, err
+	}
+	began := c.now()
+	feed := newFeed(emit)
+	defer feed.close()
+	def, err := c.load(r)
+	if err != nil {
+		return UpResult{}, err
+	}
+	name := def.Environment.Name
+	if err := bound(def.Environment, r.Source); err != nil {
+		return UpResult{}, err
+	}
+	h, err := c.hold(ctx, name, "kiln up", r.Actor)
+	if err != nil {
+		return UpResult{}, err
+	}
+	out := UpResult{Environment: name, Warnings: def.Warnings, URLs: []string{}, Phases: map[string]time.Duration{}}
+	started := false
+	defer func() {
+		if !started {
+			c.release(name, h)
+		}
+	}()
+	release, err := c.prepare(ctx, r, def, &out, feed)
+	if err != nil || out.Nothing {
+		out.Took = c.now().Sub(began)
+		return out, err
+	}
+	d, err := c.begin(ctx, name, release, h, r.Actor, feed)
+	if err != nil {
+		return out, err
+	}
+	started = true
+	out.Release = d.rollout.To
+	err = c.watch(ctx, d)
+	for _, m := range d.trail() {
+		out.Phases[phase(m.Step)] += m.Took
+	}
+	out.Took = c.now().Sub(began)
+	out.Release.State = kiln.ReleaseLive
+	out.URLs = c.urls(out.Release)
+	return out, err
+}
+
+// Bake bakes every image of a definition and stores its bundle, and makes no
+// release.
+func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (BakeResult, error) {
+	if err := c.ready(ctx); err != nil {
+		return BakeResult{}, err
+	}
+	feed := newFeed(emit)
+	defer feed.close()
+	def, err := c.load(r)
+	if err != nil {
+		return BakeResult{}, err
+	}
+	baked, bundle, err := c.bake(ctx, r, def, feed)
+	return BakeResult{Images: baked.Images, Bundle: bundle, Lock: baked.Lock}, err
+}
+
+// Plan says what Up would do; it changes nothing.
+func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
+	if err := c.ready(ctx); err != nil {
+		return PlanResult{}, err
+	}
+	def, err := c.load(r)
+	if err != nil {
+		return PlanResult{}, err
+	}
+	request := kiln.BakeRequest{Images: def.Spec.Images, Tree: r.Tree, Lock: def.Lock, Locked: r.Locked}
+	known, missing, err := c.baker.Lookup(ctx, request)
+	if err != nil {
+		return PlanResult{}, fmt.Errorf("look up what was baked: %w", err)
+	}
+	name := def.Environment.Name
+	live, err := c.live(ctx, name)
+	if err != nil {
+		return PlanResult{}, err
+	}
+	out := PlanResult{Environment: name}
+	for _, image := range slices.Sorted(maps.Keys(missing)) {
+		out.Bakes = append(out.Bakes, PlannedBake{Image: image, Reason: missing[image]})
+	}
+	desired := kiln.Release{Environment: name, Services: services(def.Spec, known), Routes: def.Spec.Routes}
+	out.Steps = plan.Steps(name, live, desired, missingServices(def.Spec, missing))
+	out.Routes = plan.Routes(live, desired.Routes)
+	if live != nil {
+		out.Live = live.Number
+	}
+	return out, nil
+}
+
+// load reads the definition from a request's tree.
+func (c *Control) load(r UpRequest) (Definition, error) {
+	def, err := c.loader.Load(c.store.TreeFS(r.Tree), LoadOptions{Environment: r.Environment, Branch: r.Source.Branch, Values: r.Values})
+	if err != nil {
+		return Definition{}, fmt.Errorf("load the definition: %w", err)
+	}
+	return def, nil
+}
+
+// bound refuses what an environment that follows a branch must not get.
+func bound(e kiln.Environment, s kiln.Source) error {
+	if e.Branch == "" && len(e.Branches) == 0 {
+		return nil
+	}
+	if s.Dirty {
+		return kiln.Errorf(kiln.CodeRefused, "commit first: git commit -a",
+			"environment %s follows a branch, and the tree has changes that are not committed", e.Name)
+	}
+	patterns := e.Branches
+	if e.Branch != "" {
+		patterns = append(slices.Clone(patterns), e.Branch)
+	}
+	for _, p := range patterns {
+		if matched, err := path.Match(p, s.Branch); p == s.Branch || (err == nil && matched && p != e.Branch) {
+			return nil
+		}
+	}
+	on := "branch " + s.Branch
+	if s.Branch == "" {
+		on = "no branch"
+	}
+	return kiln.Errorf(kiln.CodeRefused, "switch to it: git switch "+patterns[len(patterns)-1],
+		"environment %s follows %s, and the tree is on %s", e.Name, quoteList(patterns), on)
+}
+
+// prepare bakes and describes the release; out.Nothing is set when the live
+// one is the same.
+func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out *UpResult, feed *feed) (kiln.Release, error) {
+	name := def.Environment.Name
+	if err := c.claim(name, def.Spec.Routes); err != nil {
+		return kiln.Release{}, err
+	}
+	began := c.now()
+	baked, bundle, err := c.bake(ctx, r, def, feed)
+	if err != nil {
+		return kiln.Release{}, err
+	}
+	out.Phases["bake"] = c.now().Sub(began)
+	out.Images, out.Lock = baked.Images, baked.Lock
+	release := kiln.Release{
+		Environment: name, Bundle: bundle, Source: r.Source, CreatedAt: c.now().UTC(), Actor: r.Actor,
+		Values: def.Values, Services: services(def.Spec, baked.Images), Routes: def.Spec.Routes, State: kiln.ReleasePending,
+	}
+	releases, err := c.ledger.Releases(ctx, name)
+	if err != nil {
+		return kiln.Release{}, fmt.Errorf("list the releases of %s: %w", name, err)
+	}
+	live := findState(releases, kiln.ReleaseLive)
+	identity := release.Identity()
+	if live != nil && live.Identity() == identity {
+		out.Nothing, out.Release, out.URLs = true, *live, c.urls(*live)
+		return *live, nil
+	}
+	if err := condemned(releases, identity, r.Again); err != nil {
+		return kiln.Release{}, err
+	}
+	out.Steps = plan.Steps(name, live, release, nil)
+	return release, nil
+}
+
+// condemned refuses what was rolled back, unless a person says so.
+func condemned(releases []kiln.Release, identity kiln.Digest, again bool) error {
+	for _, r := range releases {
+		if r.State == kiln.ReleaseCondemned && r.Identity() == identity && !again {
+			return kiln.Errorf(kiln.CodeRefused, "kiln up --again applies it once more",
+				"this is release %d of %s, which was rolled back", r.Number, r.Environment)
+		}
+	}
+	return nil
+}
+
+// bake makes the images and the bundle.
+func (c *Control) bake(ctx context.Context, r UpRequest, def Definition, feed *feed) (kiln.BakeResult, kiln.Digest, error) {
+	c.enterBake()
+	defer c.leaveBake()
+	baked, err := c.baker.Bake(ctx, kiln.BakeRequest{
+		Images: def.Spec.Images, Tree: r.Tree, Lock: def.Lock, Locked: r.Locked, Progress: feed.send,
+	})
+	if err != nil {
+		return kiln.BakeResult{}, "", fmt.Errorf("bake: %w", err)
+	}
+	annotations := map[string]string{}
+	if r.Source.Commit != "" {
+		annotations["org.opencontainers.image.revision"] = r.Source.Commit
+	}
+	bundle, err := c.store.PutBundle(ctx, bundleOf(r.Tree, def.Spec, baked), annotations)
+	if err != nil {
+		return kiln.BakeResult{}, "", fmt.Errorf("store the bundle: %w", err)
+	}
+	return baked, bundle, nil
+}
+
+// live is an environment's live release; nil for none.
+func (c *Control) live(ctx context.Context, name string) (*kiln.Release, error) {
+	releases, err := c.ledger.Releases(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("list the releases of %s: %w", name, err)
+	}
+	return findState(releases, kiln.ReleaseLive), nil
+}
+
+// findState is the newest release in a state; nil for none.
+func findState(releases []kiln.Release, state kiln.ReleaseState) *kiln.Release {
+	for i := len(releases) - 1; i >= 0; i-- {
+		if releases[i].State == state {
+			r := releases[i]
+			return &r
+		}
+	}
+	return nil
+}
+
+// phase is the name of a step's time in a result.
+func phase(s rollout.Step) string {
+	switch s {
+	case rollout.Admit:
+		return "seal"
+	case rollout.Start, rollout.Ready:
+		return "start"
+	case rollout.Verify:
+		return "verify"
+	case rollout.Switch, rollout.Workers, rollout.Settle:
+		return "switch"
+	case rollout.Drain, rollout.Retire, rollout.Done:
+		return "park"
+	case rollout.UndoRoute, rollout.Undo, rollout.Failed:
+	}
+	return "undo"
+}

@@ -1,0 +1,140 @@
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/kilnproject/kiln"
+)
+
+// Reasons are the differences of two templates, one a field, in the order of
+// the fields: "image: 3fa92c01bd77 -> 91c0ffee12ab". Two templates with
+// different digests have at least one.
+func Reasons(from, to kiln.Template) []string {
+	var out []string
+	if from.Image != to.Image {
+		out = append(out, fmt.Sprintf("image: %s -> %s", from.Image.Short(), to.Image.Short()))
+	}
+	if from.Platform != to.Platform {
+		out = append(out, fmt.Sprintf("platform: %s -> %s", from.Platform, to.Platform))
+	}
+	if !reflect.DeepEqual(from.Ports, to.Ports) && !(len(from.Ports) == 0 && len(to.Ports) == 0) {
+		out = append(out, fmt.Sprintf("ports: %s -> %s", ports(from.Ports), ports(to.Ports)))
+	}
+	a, b := reflect.ValueOf(from.Config), reflect.ValueOf(to.Config)
+	for i := range a.NumField() {
+		name, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("json"), ",")
+		out = append(out, differences(name, a.Field(i), b.Field(i))...)
+	}
+	if len(out) == 0 && from.Digest() != to.Digest() {
+		out = append(out, "template: "+from.Digest().Short()+" -> "+to.Digest().Short())
+	}
+	return out
+}
+
+// differences compares one field; structs and maps are compared by their own
+// fields and keys.
+func differences(name string, a, b reflect.Value) []string {
+	if same(a, b) {
+		return nil
+	}
+	switch {
+	case name == "env":
+		return environmentReasons(a.Interface().(map[string]string), b.Interface().(map[string]string))
+	case a.Kind() == reflect.Struct:
+		var out []string
+		for i := range a.NumField() {
+			field, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("json"), ",")
+			out = append(out, differences(name+"."+field, a.Field(i), b.Field(i))...)
+		}
+		return out
+	default:
+		return []string{fmt.Sprintf("%s: %s -> %s", name, show(a), show(b))}
+	}
+}
+
+// same compares as the template's digest does: by JSON, so that an empty list
+// is no list.
+func same(a, b reflect.Value) bool {
+	if reflect.DeepEqual(a.Interface(), b.Interface()) {
+		return true
+	}
+	switch a.Kind() {
+	case reflect.Slice, reflect.Map:
+		return a.Len() == 0 && b.Len() == 0
+	default:
+		return false
+	}
+}
+
+// environmentReasons compares variables; values that look like secrets are not
+// shown.
+func environmentReasons(a, b map[string]string) []string {
+	var out []string
+	for _, name := range names(a, b) {
+		from, had := a[name]
+		to, has := b[name]
+		switch {
+		case had && has && from == to:
+		case sensitive(name):
+			out = append(out, "env "+name+": changed")
+		case !had:
+			out = append(out, fmt.Sprintf("env %s: added %q", name, to))
+		case !has:
+			out = append(out, fmt.Sprintf("env %s: removed", name))
+		default:
+			out = append(out, fmt.Sprintf("env %s: %s -> %s", name, word(from), word(to)))
+		}
+	}
+	return out
+}
+
+// sensitive says whether a variable's name is that of a secret.
+func sensitive(name string) bool {
+	upper := strings.ToUpper(name)
+	for _, part := range []string{"PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE", "KEY", "AUTH", "DSN", "COOKIE"} {
+		if strings.Contains(upper, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// show writes a value for a reason.
+func show(v reflect.Value) string {
+	if v.Kind() == reflect.String {
+		return word(v.String())
+	}
+	if s, ok := v.Interface().(fmt.Stringer); ok {
+		return s.String()
+	}
+	if (v.Kind() == reflect.Slice || v.Kind() == reflect.Map) && v.Len() == 0 {
+		return "none"
+	}
+	b, err := json.Marshal(v.Interface())
+	if err != nil {
+		return fmt.Sprint(v.Interface())
+	}
+	return string(b)
+}
+
+// word writes a string bare where that reads well.
+func word(s string) string {
+	if s == "" || strings.ContainsAny(s, " \t\n\"") {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}
+
+func ports(list []kiln.Port) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	out := make([]string, len(list))
+	for i, p := range list {
+		out[i] = fmt.Sprintf("%s %d/%s", p.Name, p.Number, p.Protocol)
+	}
+	return strings.Join(out, ", ")
+}

@@ -1,0 +1,144 @@
+package rollout
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+const (
+	// startSlack is added to a service's StartTimeout, after which the engine
+	// itself gives an instance up and says why.
+	startSlack = 5 * time.Second
+	// defaultStart is for templates that say no StartTimeout.
+	defaultStart = 60 * time.Second
+)
+
+// judge says whether all fleets are ready, or why they cannot become so, or
+// how long to wait at most before asking again.
+func judge(s State, fleets []kiln.Fleet, seen kiln.Observation, now time.Time) (bool, *Failure, time.Duration) {
+	ready := true
+	left := time.Hour
+	for _, f := range fleets {
+		status, _ := seen.Fleet(f.ID())
+		if status.Ready() >= f.Count {
+			continue
+		}
+		ready = false
+		if failure := gaveUp(s, f, status); failure != nil {
+			return false, failure, 0
+		}
+		limit := f.Template.Config.StartTimeout
+		if limit <= 0 {
+			limit = defaultStart
+		}
+		rest := progress(s, status).Add(limit + startSlack).Sub(now)
+		if rest <= 0 {
+			return false, tooSlow(f, status, limit), 0
+		}
+		left = min(left, rest)
+	}
+	return ready, nil, left
+}
+
+// progress is when the fleet last came nearer to being ready.
+func progress(s State, status kiln.FleetStatus) time.Time {
+	last := s.Began
+	for _, i := range status.Instances {
+		for _, t := range []time.Time{i.CreatedAt, i.ReadyAt} {
+			if t.After(last) {
+				last = t
+			}
+		}
+	}
+	return last
+}
+
+// gaveUp decides by the deaths since the rollout began: one instance that
+// never became ready in its time, two when none was ever ready, or three (more
+// in a large fleet) in any case.
+func gaveUp(s State, f kiln.Fleet, status kiln.FleetStatus) *Failure {
+	deaths, everReady := 0, false
+	var last *kiln.Instance
+	for i, d := range status.Deaths {
+		if d.CreatedAt.Before(s.Since) || d.Cause == nil || !d.Cause.Failure() {
+			continue
+		}
+		deaths++
+		everReady = everReady || !d.ReadyAt.IsZero()
+		last = &status.Deaths[i]
+		if d.Cause.Kind == kiln.CauseNeverReady {
+			return died(f, d, deaths)
+		}
+	}
+	for _, i := range status.Instances {
+		everReady = everReady || !i.ReadyAt.IsZero()
+	}
+	if deaths >= 3+f.Count/20 || (deaths >= 2 && !everReady) {
+		return died(f, *last, deaths)
+	}
+	return nil
+}
+
+func died(f kiln.Fleet, d kiln.Instance, deaths int) *Failure {
+	out := &Failure{
+		Code:    kiln.CodeFailed,
+		Message: fmt.Sprintf("service %s: instance %s %s", f.Template.Service, d.ID, Death(*d.Cause)),
+		Hint:    "mend what the lines above say and run kiln up again; kiln logs --service " + f.Template.Service + " has more",
+	}
+	if deaths > 1 {
+		out.Message += fmt.Sprintf(" (%d instances died)", deaths)
+	}
+	if d.Note != "" {
+		out.Evidence = append(out.Evidence, "probe: "+d.Note)
+	}
+	for _, line := range d.Cause.LastLog {
+		out.Evidence = append(out.Evidence, "log: "+line)
+	}
+	return out
+}
+
+func tooSlow(f kiln.Fleet, status kiln.FleetStatus, limit time.Duration) *Failure {
+	out := &Failure{
+		Code: kiln.CodeFailed,
+		Message: fmt.Sprintf("service %s: %d of %d instances were ready, and no other became so within %s",
+			f.Template.Service, status.Ready(), f.Count, limit),
+		Hint: "check the ready block of the service, or raise its start_timeout",
+	}
+	for _, i := range status.Instances {
+		if i.State != kiln.InstanceReady && i.Note != "" && len(out.Evidence) < 5 {
+			out.Evidence = append(out.Evidence, i.ID+": probe: "+i.Note)
+		}
+	}
+	return out
+}
+
+// Death says how an instance ended: "exited with code 1".
+func Death(c kiln.Cause) string {
+	text := string(c.Kind)
+	switch c.Kind {
+	case kiln.CauseExited:
+		text = fmt.Sprintf("exited with code %d", c.ExitCode)
+	case kiln.CauseSignalled:
+		text = "was ended by " + c.Signal
+	case kiln.CauseOutOfMemory:
+		text = "was killed because it used more than its memory limit"
+	case kiln.CauseNeverReady:
+		text = "did not become ready in time"
+	case kiln.CauseUnready:
+		text = "stopped answering its probe"
+	case kiln.CauseStartFailed:
+		text = "could not be started"
+	case kiln.CauseStopped:
+		text = "was stopped"
+	case kiln.CauseBurned:
+		text = "was ended on purpose"
+	case kiln.CauseLost:
+		text = "is gone, and nobody saw how it ended"
+	}
+	if c.Detail != "" {
+		text += ": " + c.Detail
+	}
+	return text
+}
