@@ -1,0 +1,27 @@
+package nflog
+
+import (
+	"net/netip"
+	"testing"
+)
+
+func TestParseIPv4(t *testing.T) {
+	packet := append([]byte{
+		0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 1, 2, 3, 192, 0, 2, 9,
+	}, 0x9c, 0x40, 0x01, 0xbb)
+	a, ok := parseIPv4(packet)
+	want := Attempt{From: netip.MustParseAddr("10.1.2.3"), To: netip.MustParseAddrPort("192.0.2.9:443"), Protocol: "tcp"}
+	if !ok || a != want {
+		t.Errorf("got %+v %v, want %+v", a, ok, want)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte{24, 0, 9, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 1, 2, 3, 192, 0, 2, 9})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, ok := parse(b)
+		if ok && !a.From.Is4() {
+			t.Errorf("accepted a packet from %v", a.From)
+		}
+	})
+}
