@@ -1,0 +1,255 @@
+package spec
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/zclconf/go-cty/cty"
+
+	"github.com/kilnproject/kiln"
+)
+
+// defaultEnvironment is the one of a definition that declares none.
+const defaultEnvironment = "default"
+
+// environment is a declared environment with the values of its variables.
+type environment struct {
+	kiln.Environment
+	values map[string]argument
+	at     hcl.Range
+}
+
+const constantEnvironment = "Environments are read before anything else, so their arguments may use functions but refer to nothing."
+
+// environments reads all environment blocks, sorted by name.
+func (l *loader) environments() []environment {
+	var out []environment
+	for _, b := range l.doc.blocks["environment"] {
+		d := l.scope.decode(b.Body, nil)
+		plain := true
+		for _, a := range attributes(b.Body) {
+			_, ok := l.scope.constant(a.Expr, constantEnvironment)
+			plain = plain && ok
+		}
+		if !plain {
+			continue
+		}
+		e := environment{Environment: kiln.Environment{Name: b.Labels[0]}, values: map[string]argument{}, at: b.DefRange()}
+		e.Branch = d.checked("branch", "Invalid branch", badBranch)
+		for _, i := range d.list("branches") {
+			if problem := badPattern(i.value); problem != "" {
+				l.report.error(i.at, "Invalid pattern", "%q %s", i.value, problem)
+				continue
+			}
+			e.Branches = append(e.Branches, i.value)
+		}
+		e.TTL = d.duration("ttl", 0, time.Minute, 8760*time.Hour)
+		l.environmentRules(d, e)
+		e.values = l.environmentValues(d)
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b environment) int { return compare(a.Name, b.Name) })
+	return out
+}
+
+func (l *loader) environmentRules(d *decoder, e environment) {
+	if d.has("branch") && d.has("branches") {
+		l.report.error(d.at("branches"), "Conflicting arguments", "An environment has either branch or branches.")
+	}
+	if d.has("branches") && len(e.Branches) == 0 && !l.report.failed() {
+		l.report.error(d.at("branches"), "Invalid pattern", "branches is empty: no branch would ever match.")
+	}
+	if d.has("ttl") && !d.has("branches") {
+		l.report.error(d.at("ttl"), "Conflicting arguments", "Only environments of branches end by themselves; ttl needs branches.")
+	}
+}
+
+// environmentValues reads the values argument, by variable.
+func (l *loader) environmentValues(d *decoder) map[string]argument {
+	out := map[string]argument{}
+	a, ok := d.value("values")
+	if !ok {
+		return out
+	}
+	if ty := a.Type(); !ty.IsObjectType() && !ty.IsMapType() {
+		l.report.error(a.at, "Unsuitable value", "values must be a map of variables' values: { name = value }.")
+		return out
+	}
+	places := d.keyPlaces("values")
+	for it := a.ElementIterator(); it.Next(); {
+		k, v := it.Element()
+		name := k.AsString()
+		at, ok := places[name]
+		if !ok {
+			at = a.at
+		}
+		if l.doc.named("variable", name) == nil {
+			l.scope.unknown(at, "variable", name, l.doc.names("variable"))
+			continue
+		}
+		out[name] = argument{Value: v, at: at}
+	}
+	return out
+}
+
+func badBranch(s string) string {
+	switch {
+	case s == "" || len(s) > 250 || strings.HasPrefix(s, "-") || strings.HasPrefix(s, "/") || strings.HasSuffix(s, "/") ||
+		strings.Contains(s, "..") || strings.Contains(s, "//") || strings.Contains(s, "@{"):
+		return "is not the name of a branch."
+	case strings.ContainsAny(s, " ~^:?*[\\\x7f") || strings.IndexFunc(s, func(r rune) bool { return r < ' ' }) >= 0:
+		return "is not the name of a branch. For patterns, use branches = [...]."
+	}
+	return ""
+}
+
+func badPattern(s string) string {
+	if _, err := path.Match(s, ""); err != nil || s == "" || len(s) > 250 {
+		return "is not a pattern. * matches all but /, ? one character, [a-z] one of a set."
+	}
+	return ""
+}
+
+// choose returns the environment that the definition is evaluated for.
+func (l *loader) choose(all []environment) (environment, bool) {
+	if l.report.failed() {
+		return environment{}, false
+	}
+	name := l.opt.Environment
+	if name == "" {
+		return l.only(all)
+	}
+	for _, e := range all {
+		if e.Name == name && len(e.Branches) == 0 {
+			return e, true
+		}
+	}
+	for _, e := range all {
+		if len(e.Branches) == 0 || e.Name != name && Derived(e.Name, l.opt.Branch) != name {
+			continue
+		}
+		return l.derive(e, all)
+	}
+	if len(all) > 0 {
+		l.report.error(hcl.Range{}, "Unknown environment", "The definition has no environment %q.%s", name, suggest(name, environmentNames(all)))
+		return environment{}, false
+	}
+	if problem := badName("environment", name); problem != "" {
+		l.report.error(hcl.Range{}, "Invalid name", "%s", problem)
+		return environment{}, false
+	}
+	return environment{Environment: kiln.Environment{Name: name}}, true
+}
+
+// only chooses where none is named.
+func (l *loader) only(all []environment) (environment, bool) {
+	if len(all) == 0 {
+		return environment{Environment: kiln.Environment{Name: defaultEnvironment}}, true
+	}
+	var single []environment
+	for _, e := range all {
+		if len(e.Branches) == 0 {
+			single = append(single, e)
+		}
+	}
+	if len(single) == 1 {
+		return single[0], true
+	}
+	l.report.error(hcl.Range{}, "Which environment?", "The definition declares several environments: %s. Name one with --environment.", strings.Join(environmentNames(all), ", "))
+	return environment{}, false
+}
+
+// derive makes the environment of the present branch from one with patterns.
+func (l *loader) derive(e environment, all []environment) (environment, bool) {
+	branch := l.opt.Branch
+	if branch == "" {
+		l.report.error(e.at, "No branch", "Environment %q is one of many, one per branch, and the branch is not known: the folder is not a Git checkout, or its HEAD is detached.", e.Name)
+		return environment{}, false
+	}
+	if !MatchesBranch(e.Environment, branch) {
+		l.report.error(e.at, "Branch does not match", "Environment %q is for branches that match %s; %q does not.", e.Name, strings.Join(e.Branches, ", "), branch)
+		return environment{}, false
+	}
+	name := Derived(e.Name, branch)
+	if i := slices.IndexFunc(all, func(o environment) bool { return o.Name == name }); i >= 0 {
+		l.report.error(all[i].at, "Ambiguous environment", "Branch %q of environment %q makes the name %q, which is declared here too. Rename one.", branch, e.Name, name)
+		return environment{}, false
+	}
+	e.Name, e.Branch = name, branch
+	return e, true
+}
+
+func environmentNames(all []environment) []string {
+	var out []string
+	for _, e := range all {
+		out = append(out, e.Name)
+	}
+	return out
+}
+
+// MatchesBranch says whether an environment is for a branch: bound to it, or
+// by one of its patterns.
+func MatchesBranch(e kiln.Environment, branch string) bool {
+	if branch == "" {
+		return false
+	}
+	if len(e.Branches) == 0 {
+		return e.Branch == branch
+	}
+	return slices.ContainsFunc(e.Branches, func(pattern string) bool {
+		ok, err := path.Match(pattern, branch)
+		return ok && err == nil
+	})
+}
+
+// EnvironmentFor returns the environment that a branch deploys to: the one
+// bound to it, else the first by name with a pattern that matches, with its
+// name derived and bound to the branch.
+func EnvironmentFor(declared []kiln.Environment, branch string) (kiln.Environment, bool) {
+	for _, e := range declared {
+		if len(e.Branches) == 0 && MatchesBranch(e, branch) {
+			return e, true
+		}
+	}
+	for _, e := range declared {
+		if len(e.Branches) > 0 && MatchesBranch(e, branch) {
+			e.Name, e.Branch = Derived(e.Name, branch), branch
+			return e, true
+		}
+	}
+	return kiln.Environment{}, false
+}
+
+// Derived is the name of the environment of one branch: "preview-feature-x"
+// for "preview" and "feature/x". A branch that is not plain words between
+// slashes, or is too long, gets six digits of its hash at the end, so that two
+// branches never share a name.
+func Derived(name, branch string) string {
+	joined := name + "-" + strings.ReplaceAll(branch, "/", "-")
+	if matches(`[a-z0-9]+(/[a-z0-9]+)*`, branch) && len(joined) <= maxName {
+		return joined
+	}
+	hash := sha256.Sum256([]byte(branch))
+	suffix := "-" + hex.EncodeToString(hash[:3])
+	slug := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(joined))
+	for strings.Contains(slug, "--") {
+		slug = strings.ReplaceAll(slug, "--", "-")
+	}
+	return strings.TrimRight(slug[:min(len(slug), maxName-len(suffix))], "-") + suffix
+}
+
+// environmentValue is never sensitive; variables mark it when they are.
+func (e environment) value(name string) (cty.Value, hcl.Range, bool) {
+	a, ok := e.values[name]
+	return a.Value, a.at, ok
+}
