@@ -1,0 +1,201 @@
+package seal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnproject/kiln"
+)
+
+// errDamaged is a sealed file that is not what its record says.
+var errDamaged = errors.New("its content is not what was sealed")
+
+const mountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+
+// mounted is a root and what it was when it was mounted.
+type mounted struct {
+	root Root
+	is   identity
+}
+
+// identity tells a mount and the file beneath it from every other. An edit of
+// the file, also one that restores its modification time, changes its ctime.
+type identity struct {
+	Boot  string `json:"boot"`  // the kernel's boot_id
+	Mount uint64 `json:"mount"` // the mount's id, unique since boot on kernel 6.8 and later
+	Dev   uint64 `json:"dev"`   // device number of the mounted file system
+	File  struct {
+		Dev   uint64 `json:"dev"`
+		Inode uint64 `json:"inode"`
+		Size  int64  `json:"size"`
+		Ctime int64  `json:"ctime"` // nanoseconds since 1970
+	} `json:"file"`
+	Protection Protection `json:"protection"`
+}
+
+// live returns a root that this Sealer mounted or adopted, if it is still the
+// same mount of the same unchanged file. It costs a few microseconds.
+func (s *Sealer) live(key Key) (Root, bool) {
+	s.mu.Lock()
+	m, ok := s.roots[key]
+	s.mu.Unlock()
+	if !ok {
+		return Root{}, false
+	}
+	now, err := s.identify(key)
+	now.Protection = m.is.Protection
+	return m.root, err == nil && now == m.is
+}
+
+// mount adopts the mount of a key when it is the recorded one, and makes it
+// otherwise. It returns errDamaged when the file is not as recorded.
+func (s *Sealer) mount(ctx context.Context, key Key, r record) (Root, error) {
+	if is, ok := s.adopt(key); ok {
+		return s.remember(key, r, is), nil
+	}
+	if err := s.unmount(key); err != nil {
+		return Root{}, err
+	}
+	f, err := os.Open(s.imagePath(key))
+	if err != nil {
+		return Root{}, errors.Join(errDamaged, err)
+	}
+	defer func() { _ = f.Close() }()
+	protection := protect(f)
+	if protection == ProtectionNone {
+		s.opt.Log.WarnContext(ctx, "file system cannot make the sealed image immutable", "file", f.Name())
+	}
+	digest, size, err := hashFile(ctx, f)
+	if err != nil {
+		return Root{}, fmt.Errorf("verify seal: %w", err)
+	}
+	if digest != r.Seal || size != r.Size {
+		return Root{}, fmt.Errorf("%w: it has the digest %s", errDamaged, digest)
+	}
+	if err := mountFile(f, s.mountDir(key)); err != nil {
+		return Root{}, err
+	}
+	is, err := s.identify(key)
+	is.Protection = protection
+	if err == nil {
+		err = s.saveIdentity(key, is)
+	}
+	if err != nil {
+		return Root{}, errors.Join(fmt.Errorf("mount seal: %w", err), s.unmount(key))
+	}
+	return s.remember(key, r, is), nil
+}
+
+func (s *Sealer) remember(key Key, r record, is identity) Root {
+	root := Root{
+		Key: key, Dir: s.mountDir(key), Seal: r.Seal, Size: r.Size, Config: r.Config,
+		Protection: is.Protection, Dropped: r.Dropped.First,
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.roots[key] = mounted{root, is}
+	return root
+}
+
+// adopt recognizes the mount that an earlier Sealer made and verified.
+func (s *Sealer) adopt(key Key) (identity, bool) {
+	var then identity
+	b, err := os.ReadFile(s.mountRecordPath(key))
+	if err != nil || json.Unmarshal(b, &then) != nil {
+		return identity{}, false
+	}
+	now, err := s.identify(key)
+	now.Protection = then.Protection
+	return now, err == nil && now == then
+}
+
+// identify looks at what is mounted for a key and at the file.
+func (s *Sealer) identify(key Key) (identity, error) {
+	var is identity
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return is, err
+	}
+	is.Boot = strings.TrimSpace(string(boot))
+	dir := s.mountDir(key)
+	var at unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID_UNIQUE, &at); err != nil {
+		return is, err
+	}
+	if at.Mask&unix.STATX_MNT_ID_UNIQUE == 0 { // before kernel 6.8
+		if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID, &at); err != nil {
+			return is, err
+		}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return is, err
+	}
+	if at.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || fs.Type != unix.EROFS_SUPER_MAGIC_V1 {
+		return is, fmt.Errorf("%s is not a mounted seal", dir)
+	}
+	is.Mount, is.Dev = at.Mnt_id, unix.Mkdev(at.Dev_major, at.Dev_minor)
+	var file unix.Stat_t
+	if err := unix.Lstat(s.imagePath(key), &file); err != nil {
+		return is, err
+	}
+	is.File.Dev, is.File.Inode, is.File.Size, is.File.Ctime = file.Dev, file.Ino, file.Size, file.Ctim.Nano()
+	return is, nil
+}
+
+func (s *Sealer) saveIdentity(key Key, is identity) error {
+	b, err := json.Marshal(is)
+	if err != nil {
+		return err
+	}
+	return writeFile(s.mountRecordPath(key), b)
+}
+
+// mountFile mounts an EROFS file that is open, not whatever has its name now:
+// straight from the file where the kernel can (6.12), else by a loop device.
+func mountFile(f *os.File, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("mount seal: %w", err)
+	}
+	err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), dir, "erofs", mountFlags, "")
+	if errors.Is(err, unix.ENOTBLK) {
+		err = mountLoop(f, dir)
+	}
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return kiln.Errorf(kiln.CodeUnavailable, "modprobe erofs", "mount seal: this kernel has no EROFS: %w", err)
+	case errors.Is(err, unix.EPERM):
+		return kiln.Errorf(kiln.CodeUnavailable, "run the daemon as root", "mount seal: %w", err)
+	case err != nil:
+		return fmt.Errorf("mount seal: %w", err)
+	}
+	return nil
+}
+
+// unmount removes every mount on a key's folder. Instances have mounts of
+// their own and do not notice.
+func (s *Sealer) unmount(key Key) error {
+	s.mu.Lock()
+	delete(s.roots, key)
+	s.mu.Unlock()
+	for {
+		err := unix.Unmount(s.mountDir(key), unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(s.mountDir(key), unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
+		switch {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			return nil // not, or no longer, a mount
+		case errors.Is(err, unix.EPERM) && os.Geteuid() != 0:
+			return nil // who may not unmount cannot have mounted
+		case err != nil:
+			return fmt.Errorf("unmount seal: %w", err)
+		}
+	}
+}

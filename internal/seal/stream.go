@@ -1,0 +1,139 @@
+package seal
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnproject/kiln"
+)
+
+// slack is what headers and padding may add to the contents of the files of
+// an image, in bytes.
+const slack = 4 << 30
+
+// layerStream reads one layer's tar and verifies, at its end, that the blob
+// has the digest of the manifest and the tar that of the config.
+type layerStream struct {
+	desc   ocispec.Descriptor
+	diffID kiln.Digest
+
+	file     *os.File
+	packed   hash.Hash // over the blob
+	raw      io.Reader // the blob, hashed
+	unpacked hash.Hash // over the tar
+	tar      io.Reader // the tar, hashed and bounded
+	stop     func()
+}
+
+func openLayer(store Store, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (*layerStream, error) {
+	f, err := store.Open(kiln.Digest(desc.Digest))
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	s := &layerStream{desc: desc, diffID: diffID, file: f, packed: sha256.New(), unpacked: sha256.New(), stop: func() {}}
+	s.raw = io.TeeReader(io.LimitReader(f, desc.Size+1), s.packed)
+	inflated, err := s.inflate(bufio.NewReaderSize(s.raw, 256<<10))
+	if err != nil {
+		return nil, errors.Join(kiln.Errorf(kiln.CodeInvalid, "", "layer %s: %w", desc.Digest, err), f.Close())
+	}
+	s.tar = &boundedReader{io.TeeReader(inflated, s.unpacked), limit}
+	return s, nil
+}
+
+// inflate chooses by media type, never by content.
+func (s *layerStream) inflate(r io.Reader) (io.Reader, error) {
+	switch compression(s.desc.MediaType) {
+	case "none":
+		return r, nil
+	case "gzip":
+		z, err := gzip.NewReader(r)
+		if err != nil {
+			return nil, err
+		}
+		return z, nil
+	case "zstd":
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return nil, err
+		}
+		s.stop = z.Close
+		return z, nil
+	default:
+		return nil, fmt.Errorf("media type %q is not that of a layer", s.desc.MediaType)
+	}
+}
+
+// compression names how a layer is packed, or "" for what is no layer
+// (layer.md, and Docker's image manifest version 2, schema 2).
+func compression(mediaType string) string {
+	base, suffix, _ := strings.Cut(mediaType, "+")
+	switch base {
+	case ocispec.MediaTypeImageLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
+		switch suffix {
+		case "":
+			return "none"
+		case "gzip", "zstd":
+			return suffix
+		}
+	case "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar":
+		return "none"
+	case "application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":
+		return "gzip"
+	case "application/vnd.docker.image.rootfs.diff.tar.zstd":
+		return "zstd"
+	}
+	return ""
+}
+
+// verify reads what tar readers leave unread and compares both digests.
+func (s *layerStream) verify(ctx context.Context) error {
+	_, err := io.Copy(io.Discard, &contextReader{ctx, s.tar})
+	if err == nil {
+		_, err = io.Copy(io.Discard, &contextReader{ctx, s.raw})
+	}
+	if err != nil {
+		return refuse(kiln.Digest(s.desc.Digest), "(end)", err)
+	}
+	if got := digestOf(s.packed); got != kiln.Digest(s.desc.Digest) {
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: its content has the digest %s", s.desc.Digest, got)
+	}
+	if got := digestOf(s.unpacked); got != s.diffID {
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s unpacks to %s, and the image's config says %s", s.desc.Digest, got, s.diffID)
+	}
+	return nil
+}
+
+func (s *layerStream) close() error {
+	s.stop()
+	return s.file.Close()
+}
+
+// boundedReader refuses to read more than a number of bytes.
+type boundedReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errors.New("the layer unpacks to more than allowed")
+	}
+	return n, err
+}
+
+func digestOf(h hash.Hash) kiln.Digest {
+	return kiln.Digest("sha256:" + hex.EncodeToString(h.Sum(nil)))
+}
