@@ -1,0 +1,287 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/gateway/http1"
+)
+
+// errConnect marks an attempt of which nothing was sent.
+var errConnect = errors.New("the instance could not be reached")
+
+// call is a request with HTTP/2 on at least one side, in net/http's types.
+type call struct {
+	g       *gateway
+	target  *target
+	entry   *entry
+	private bool // from an instance
+	secure  bool // over TLS
+
+	body *countingBody
+}
+
+// countingBody counts a request's body and reports its progress.
+type countingBody struct {
+	io.ReadCloser
+	n        atomic.Int64
+	failed   atomic.Bool
+	progress func()
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	if err != nil && err != io.EOF { //nolint:errorlint // an io.Reader's end is never wrapped
+		b.failed.Store(true)
+	}
+	b.progress()
+	return n, err
+}
+
+// Close leaves the body open: the client's side owns it, and another attempt
+// may read it.
+func (b *countingBody) Close() error { return nil }
+
+// carry sends a request to an instance and its answer to w.
+func (c *call) carry(w http.ResponseWriter, r *http.Request) {
+	safe := r.ContentLength == 0 && repeatable([]byte(r.Method), 0)
+	repeated := false
+	var avoid *member
+	for c.entry.tries = 1; c.entry.tries <= maxTries; c.entry.tries++ {
+		m := c.target.choose(c.g.now(), avoid)
+		if m == nil {
+			if len(c.target.shares) > 0 {
+				c.target.shares[0].fleet.gone.failed()
+			}
+			refuseBusy.write(w, c.entry)
+			return
+		}
+		if m == avoid {
+			m.instance.finish()
+			break
+		}
+		c.entry.instance = m.instance
+		err := c.attempt(w, r, m)
+		if err == nil {
+			return
+		}
+		c.entry.note = err.Error()
+		if r.Context().Err() != nil || c.body != nil && c.body.failed.Load() {
+			m.instance.finish()
+			(&refusal{status: 499}).write(w, c.entry)
+			return
+		}
+		m.instance.stats.failed()
+		m.instance.finish()
+		if errors.Is(err, context.DeadlineExceeded) {
+			refuseLate.write(w, c.entry)
+			return
+		}
+		if errors.Is(err, errMalformed) {
+			refuseOdd.write(w, c.entry)
+			return
+		}
+		c.g.suspect(m)
+		if !errors.Is(err, errConnect) && (!safe || repeated) {
+			break
+		}
+		repeated = repeated || !errors.Is(err, errConnect)
+		avoid = m
+	}
+	refuseDown.write(w, c.entry)
+}
+
+// attempt makes one try. The error is for tries without an answer; otherwise
+// the answer was carried and the instance let go.
+func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(m.instance.ended, func() { cancel(errDrained) })()
+	late := time.AfterFunc(c.g.limits.Answer, func() { cancel(context.DeadlineExceeded) })
+	defer late.Stop()
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+		return c.interim(w, code, http.Header(h))
+	}})
+	out := c.request(ctx, r, func() { late.Reset(c.g.limits.Answer) })
+	var res *http.Response
+	var err error
+	if c.target.protocol == kiln.ProtocolH2C {
+		res, err = m.pool.h2.roundTrip(m.pool, out)
+	} else {
+		res, err = m.pool.roundTrip(out)
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return err
+	}
+	late.Stop()
+	c.answer(w, r, res, m)
+	return nil
+}
+
+// request is what the instance gets.
+func (c *call) request(ctx context.Context, r *http.Request, progress func()) *http.Request {
+	out := r.Clone(ctx)
+	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", r.Host, ""
+	out.URL.Opaque = ""
+	out.URL.Path, out.URL.RawPath, out.URL.RawQuery = string(c.entry.path), string(c.entry.path), strings.TrimPrefix(string(c.entry.query), "?")
+	if p, err := out.URL.Parse(string(c.entry.path)); err == nil && strings.HasPrefix(string(c.entry.path), "/") && !strings.HasPrefix(string(c.entry.path), "//") {
+		out.URL.Path, out.URL.RawPath = p.Path, p.RawPath
+	}
+	trailers := strings.EqualFold(r.Header.Get("Te"), "trailers")
+	dropHop(out.Header)
+	for name := range out.Header {
+		if k := http1.KindOf([]byte(name)); k == http1.RequestID || k == http1.Forwarded && !c.private || k == http1.Expect {
+			delete(out.Header, name)
+		}
+	}
+	if trailers && c.target.protocol == kiln.ProtocolH2C {
+		out.Header["Te"] = []string{"trailers"}
+	}
+	if !c.private {
+		out.Header["X-Forwarded-For"] = []string{c.entry.client.String()}
+		out.Header["X-Forwarded-Proto"] = []string{scheme(c.secure)}
+		out.Header["X-Forwarded-Host"] = []string{r.Host}
+	}
+	out.Header["X-Request-Id"] = []string{string(c.entry.id)}
+	if out.Header["User-Agent"] == nil {
+		out.Header["User-Agent"] = []string{""} // net/http would add its own
+	}
+	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
+		out.Body = nil
+	} else {
+		if c.body == nil {
+			c.body = &countingBody{ReadCloser: r.Body}
+		}
+		c.body.progress = progress
+		out.Body = c.body
+	}
+	out.Trailer = r.Trailer
+	return out
+}
+
+func scheme(secure bool) string {
+	if secure {
+		return "https"
+	}
+	return "http"
+}
+
+// dropHop removes fields that are for one connection only.
+func dropHop(h http.Header) {
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			h.Del(textproto.TrimString(name))
+		}
+	}
+	for name := range h {
+		switch http1.KindOf([]byte(name)) {
+		case http1.Hop, http1.Connection, http1.Upgrade, http1.TransferEncoding:
+			delete(h, name)
+		default:
+		}
+	}
+}
+
+// interim passes early hints on.
+func (c *call) interim(w http.ResponseWriter, code int, from http.Header) error {
+	if code != http.StatusEarlyHints {
+		return nil
+	}
+	h := w.Header()
+	for name, values := range from {
+		h[name] = values
+	}
+	w.WriteHeader(code)
+	for name := range from {
+		delete(h, name)
+	}
+	return nil
+}
+
+// answer carries an answer to the client and lets the instance go.
+func (c *call) answer(w http.ResponseWriter, r *http.Request, res *http.Response, m *member) {
+	defer m.instance.finish()
+	h := w.Header()
+	dropHop(res.Header)
+	for name, values := range res.Header {
+		h[name] = values
+	}
+	if h.Get("X-Request-Id") == "" {
+		h.Set("X-Request-Id", string(c.entry.id))
+	}
+	for name := range res.Trailer {
+		h.Add("Trailer", name)
+	}
+	announced := len(res.Trailer)
+	c.entry.status = res.StatusCode
+	w.WriteHeader(res.StatusCode)
+	n, err := c.copy(w, res.Body)
+	c.entry.out = n
+	if c.body != nil {
+		c.entry.in = c.body.n.Load()
+	}
+	if err == nil {
+		appendTrailers(h, res.Trailer, announced)
+	}
+	_ = res.Body.Close()
+	took := time.Duration(c.g.now() - c.entry.start)
+	if err == nil || errors.Is(err, errClient) || r.Context().Err() != nil {
+		m.instance.stats.answered(res.StatusCode, took, c.entry.in, n)
+	} else {
+		m.instance.stats.failed()
+	}
+	if err != nil {
+		c.entry.note = err.Error()
+		panic(http.ErrAbortHandler) // the client must not take it for whole
+	}
+}
+
+func appendTrailers(h, trailer http.Header, announced int) {
+	if len(trailer) == announced {
+		for name, values := range trailer {
+			h[name] = values
+		}
+		return
+	}
+	for name, values := range trailer {
+		h[http.TrailerPrefix+name] = values
+	}
+}
+
+// copy moves an answer's body, each piece at once: it may be an event.
+func (c *call) copy(w http.ResponseWriter, from io.Reader) (sent int64, err error) {
+	piece := c.g.pieces.get()
+	defer c.g.pieces.put(piece)
+	b := (*piece)[:cap(*piece)]
+	flusher := http.NewResponseController(w)
+	for {
+		n, err := from.Read(b)
+		if n > 0 {
+			if _, werr := w.Write(b[:n]); werr != nil {
+				return sent, errors.Join(errClient, werr)
+			}
+			sent += int64(n)
+		}
+		if err == io.EOF { //nolint:errorlint // an io.Reader's end is never wrapped
+			return sent, nil
+		}
+		if err != nil {
+			return sent, err
+		}
+		if ferr := flusher.Flush(); ferr != nil {
+			return sent, errors.Join(errClient, ferr)
+		}
+	}
+}

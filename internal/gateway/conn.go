@@ -1,0 +1,240 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/gateway/http1"
+)
+
+const (
+	clientRead  = 4 << 10
+	maxBuffered = 64 << 10 // a request body up to this is read before it is sent on
+	preface     = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+)
+
+// conn is a client's connection that speaks HTTP/1.1, served by one goroutine.
+type conn struct {
+	g        *gateway
+	nc       net.Conn
+	listener string // "tcp://address:port"
+	role     role
+	client   netip.Addr
+	sni      string // of a TLS connection
+	hangup   uint64
+
+	in    buffer
+	out   []byte // what is to be written next
+	req   http1.Request
+	resp  http1.Response
+	body  http1.Decoder // of the request
+	reply http1.Decoder // of the response
+
+	guard
+	up atomic.Pointer[upstream]
+	// cancel ends a request that goes through carry.
+	cancel atomic.Pointer[context.CancelFunc]
+	// idle says that no request has begun; a gateway that ends closes it.
+	idle atomic.Bool
+
+	entry entry
+	// sent says that bytes of an answer went to the client.
+	sent bool
+}
+
+func newConn(g *gateway, nc net.Conn, l *listener) *conn {
+	return &conn{g: g, nc: nc, listener: l.name, role: l.role(), client: remoteAddr(nc), in: buffer{b: make([]byte, clientRead)}}
+}
+
+func remoteAddr(nc net.Conn) netip.Addr {
+	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+// serve answers requests until the connection ends, and closes it.
+func (c *conn) serve() {
+	c.g.conns.add(c)
+	defer c.g.conns.remove(c)
+	socket := c.nc
+	if t, ok := c.nc.(*tls.Conn); ok {
+		socket = t.NetConn()
+		c.sni = hostKey(t.ConnectionState().ServerName)
+	}
+	c.hangup = c.g.hangups.add(socket, c.left)
+	defer func() {
+		c.g.hangups.remove(c.hangup)
+		_ = c.nc.Close()
+	}()
+	for c.next() {
+	}
+}
+
+// next serves one request and says whether another may follow.
+func (c *conn) next() bool {
+	head, err := c.readHead()
+	if err != nil {
+		return false
+	}
+	if head == nil { // HTTP/2 with prior knowledge
+		c.hangUpOff()
+		c.g.serveHTTP2(&prefixConn{Conn: c.nc, prefix: c.in.bytes()[len(preface):]}, c.listener, c.role, true)
+		return false
+	}
+	piece := c.g.pieces.get()
+	c.out = (*piece)[:0]
+	again := c.handle(head)
+	*piece = c.out
+	c.g.pieces.put(piece)
+	c.out = nil
+	c.in.release(clientRead)
+	return again && !c.g.ending()
+}
+
+// hangUpOff ends the watch and the deadline: another protocol takes over.
+func (c *conn) hangUpOff() {
+	c.g.hangups.remove(c.hangup)
+	c.g.conns.remove(c)
+	c.until.Store(0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.nc.SetDeadline(time.Time{})
+}
+
+// readHead waits for a request and returns its head, which stays in c.in; nil
+// for HTTP/2's preface. What is no HTTP is refused here.
+func (c *conn) readHead() ([]byte, error) {
+	c.arm(c.g.limits.Idle)
+	c.idle.Store(true)
+	defer c.idle.Store(false)
+	if c.g.ending() {
+		return nil, errEnding
+	}
+	scanned := 0
+	for {
+		if len(c.in.bytes()) > 0 {
+			end, next, err := http1.HeadEnd(c.in.bytes(), scanned)
+			if err == nil && end == 0 && c.in.w-c.in.r >= c.g.limits.Head.Head {
+				err = &http1.Error{Status: 431, Reason: "the head is too large"}
+			}
+			if err != nil {
+				c.refuseHead(err)
+				return nil, err
+			}
+			if end > 0 {
+				head := c.in.bytes()[:end]
+				if string(head) == preface[:len(preface)-6] && c.h2Allowed() {
+					return nil, c.readPreface()
+				}
+				return head, nil
+			}
+			scanned = next
+		}
+		first := len(c.in.bytes()) == 0
+		if err := c.in.fill(c.nc, c.g.limits.Head.Head); err != nil {
+			if !first && c.timedOut() {
+				c.refuseHead(&http1.Error{Status: 408, Reason: "the request's head took too long"})
+			}
+			return nil, err
+		}
+		if first {
+			c.idle.Store(false)
+			c.arm(c.g.limits.HeadTime)
+		}
+	}
+}
+
+func (c *conn) h2Allowed() bool { return c.role == roleHTTP || c.role == rolePrivate }
+
+func (c *conn) readPreface() error {
+	for len(c.in.bytes()) < len(preface) {
+		if err := c.in.fill(c.nc, c.g.limits.Head.Head); err != nil {
+			return err
+		}
+	}
+	if !bytes.HasPrefix(c.in.bytes(), []byte(preface)) {
+		return errors.New("the HTTP/2 preface is malformed")
+	}
+	return nil
+}
+
+// refuseHead answers what could not be understood, and is not kept.
+func (c *conn) refuseHead(err error) {
+	e := &http1.Error{Status: 400, Reason: err.Error()}
+	errors.As(err, &e)
+	c.begin(nil)
+	c.refuse(refusal{status: e.Status, text: "Bad request: " + e.Reason + ".", close: true})
+	c.finish()
+}
+
+// handle serves the request whose head was read.
+func (c *conn) handle(head []byte) bool {
+	err := c.req.Parse(head, c.g.limits.Head)
+	if err != nil {
+		c.refuseHead(err)
+		return false
+	}
+	c.in.skip(len(head))
+	c.in.hold()
+	c.body.Reset(c.req.Length)
+	c.begin(&c.req)
+	defer c.finish()
+	if c.role == roleHTTP && c.g.tls.challenged(c) {
+		return c.keeps()
+	}
+	t, no := c.g.route(c.listener, c.role, c.client, c.sni, c.req.Name, c.req.Path)
+	if no != nil {
+		return c.refuse(*no)
+	}
+	if t == nil {
+		return c.redirect()
+	}
+	c.entry.environment, c.entry.route = t.environment, t.name
+	if t.protocol == kiln.ProtocolH2C {
+		return c.viaHandler(t)
+	}
+	return c.forward(t)
+}
+
+// keeps says whether the client's connection can serve another request: its
+// body was read, and it did not ask to close.
+func (c *conn) keeps() bool { return !c.req.Close && c.body.Done() && !c.gone.Load() }
+
+// begin starts the record of a request; req is nil for one that could not be
+// parsed.
+func (c *conn) begin(req *http1.Request) {
+	c.sent = false
+	c.entry.begin(c.g.now(), c.client)
+	c.entry.id = c.entry.id[:0]
+	if req != nil {
+		c.entry.method, c.entry.path, c.entry.query, c.entry.host = req.Method, req.Path, req.Query, req.Host
+		c.entry.minor = req.Minor
+		for i := range req.Fields {
+			switch f := &req.Fields[i]; f.Kind {
+			case http1.RequestID:
+				if wellFormedID(f.Value) {
+					c.entry.id = append(c.entry.id, f.Value...)
+				}
+			case http1.UserAgent:
+				c.entry.agent = f.Value
+			case http1.Referer:
+				c.entry.referer = f.Value
+			default:
+			}
+		}
+	}
+	if len(c.entry.id) == 0 {
+		c.entry.id = appendID(c.entry.id)
+	}
+}
+
+// finish writes the record.
+func (c *conn) finish() { c.g.log.add(&c.entry, c.g.now()) }

@@ -1,0 +1,119 @@
+package gateway
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/kilnproject/kiln/internal/gateway/http1"
+)
+
+// upload sends a request's body to the instance while the answer may come. It
+// alone uses the connection's input meanwhile.
+type upload struct {
+	done chan struct{}
+	n    int64 // bytes of the body that were sent
+	err  error // the client's fault
+	torn bool  // the instance did not take it all
+}
+
+func (u *upload) over() bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *conn) startUpload(up *upstream) *upload {
+	u := &upload{done: make(chan struct{})}
+	go func() {
+		defer close(u.done)
+		u.err = c.send(u, up)
+		if u.err != nil {
+			up.close() // a body that broke off must not look whole
+		}
+	}()
+	return u
+}
+
+// send copies the body piece by piece: the instance's pace is the client's.
+func (c *conn) send(u *upload, up *upstream) error {
+	piece := c.g.pieces.get()
+	defer c.g.pieces.put(piece)
+	for {
+		out := (*piece)[:0]
+		data, used, err := c.body.Next(c.in.bytes())
+		if err != nil {
+			return err
+		}
+		switch {
+		case len(data) == 0:
+		case c.req.Length == http1.Chunked:
+			out = http1.AppendChunk(out, data)
+		default:
+			out = append(out, data...)
+		}
+		if c.body.Done() && c.req.Length == http1.Chunked {
+			out = http1.AppendLastChunk(out, c.body.Trailer)
+		}
+		c.in.skip(used)
+		c.arm(c.g.limits.Body)
+		*piece = out
+		if _, err := up.Write(out); err != nil {
+			u.torn = true
+			return nil
+		}
+		u.n += int64(len(data))
+		if c.body.Done() {
+			c.arm(c.g.limits.Answer)
+			return nil
+		}
+		if len(data) > 0 {
+			continue
+		}
+		if err := c.in.fill(c.nc, max(len(c.in.b), c.in.floor+pieceSize)); err != nil {
+			return fmt.Errorf("read the request's body: %w", noEOF(err))
+		}
+	}
+}
+
+func noEOF(err error) error {
+	if err == io.EOF { //nolint:errorlint // an io.Reader's end is never wrapped
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// stopUpload ends the upload, if any, and returns what was the client's fault.
+func (x *exchange) stopUpload() error {
+	u := x.upload
+	if u == nil {
+		return nil
+	}
+	x.upload = nil
+	c := x.c
+	stopped := !u.over()
+	if stopped {
+		c.mu.Lock()
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+		c.mu.Unlock()
+		_ = x.up.SetWriteDeadline(time.Unix(1, 0))
+		<-u.done
+		c.mu.Lock()
+		_ = c.nc.SetReadDeadline(time.Time{})
+		c.mu.Unlock()
+	}
+	c.entry.in = u.n
+	if stopped {
+		return nil
+	}
+	return u.err
+}
+
+// uploaded says whether the body was sent whole by the end of the answer.
+func (x *exchange) uploaded() bool {
+	u := x.upload
+	return x.stopUpload() == nil && !u.torn && x.c.body.Done()
+}
