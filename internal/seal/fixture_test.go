@@ -121,7 +121,9 @@ func folderAt(name string) entry   { return entry{name: name, kind: tar.TypeDir,
 func symlink(name, to string) entry {
 	return entry{name: name, link: to, kind: tar.TypeSymlink, sec: 3000}
 }
-func hardlink(name, to string) entry  { return entry{name: name, link: to, kind: tar.TypeLink} }
+func hardlink(name, to string) entry {
+	return entry{name: name, link: to, kind: tar.TypeLink, sec: 1000}
+}
 func (e entry) perm(mode int64) entry { e.mode = mode; return e }
 func (e entry) owner(u, g int) entry  { e.uid, e.gid = u, g; return e }
 func (e entry) attr(name, value string) entry {

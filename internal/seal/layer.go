@@ -123,7 +123,9 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content io
 		return err
 	}
 	if len(parts) == 0 {
-		return f.describeRoot(v, h)
+		// The root keeps its metadata, as with containerd: layers are often
+		// made in a folder that nobody else may enter.
+		return nil
 	}
 	base := parts[len(parts)-1]
 	if strings.HasPrefix(base, whiteout) {
@@ -174,46 +176,22 @@ func (f *flattener) putDir(in *node, base string, n *node) error {
 	return nil
 }
 
-func (f *flattener) describeRoot(v view, h *tar.Header) error {
-	if h.Typeflag != tar.TypeDir {
-		return errors.New("it stands in the place of the root folder")
-	}
-	n, err := f.metadata(h)
-	if err != nil {
-		return err
-	}
-	v.upper.describe(n)
-	v.upper.implied = false
-	return nil
-}
-
 // whiteout hides what lower layers have under a name or in a folder.
 func (f *flattener) whiteout(v view, dir []string, base string) error {
 	hidden := strings.TrimPrefix(base, whiteout)
 	switch {
-	case base == opaqueMarker:
-		in, err := v.find(dir, true)
-		if err != nil {
-			return err
-		}
-		in.up.opaque = true
-		return nil
-	case strings.HasPrefix(base, whiteoutMeta):
+	case strings.HasPrefix(base, whiteoutMeta) && base != opaqueMarker:
 		return nil
 	case hidden == "" || hidden == "." || hidden == "..":
 		return errors.New("it is a whiteout of nothing")
 	}
-	in, err := v.find(dir, false)
-	if errors.Is(err, errAbsent) {
-		return nil
-	}
+	in, err := v.find(dir, true)
 	if err != nil {
 		return err
 	}
-	if in.up == nil {
-		if in, err = v.find(dir, true); err != nil {
-			return err
-		}
+	if base == opaqueMarker {
+		in.up.opaque = true
+		return nil
 	}
 	if err := f.countName(len(hidden)); err != nil {
 		return err

@@ -39,9 +39,10 @@ func (n *node) isSymlink() bool { return n.kind() == unix.S_IFLNK }
 // names returns the sorted names in a folder.
 func (n *node) names() []string { return slices.Sorted(maps.Keys(n.children)) }
 
-// describe takes over another folder's metadata.
+// describe gives a folder another one's metadata.
 func (n *node) describe(by *node) {
-	n.mode, n.uid, n.gid, n.sec, n.nsec, n.xattrs = by.mode, by.uid, by.gid, by.sec, by.nsec, by.xattrs
+	n.mode = unix.S_IFDIR | by.mode&0o7777
+	n.uid, n.gid, n.sec, n.nsec, n.xattrs = by.uid, by.gid, by.sec, by.nsec, by.xattrs
 }
 
 // hide makes a lower layer's name disappear.

@@ -42,8 +42,11 @@ func openLayer(store Store, desc ocispec.Descriptor, diffID kiln.Digest, limit i
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
+	if info, err := f.Stat(); err != nil || info.Size() != desc.Size {
+		return nil, errors.Join(kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: it has not the %d bytes of the manifest", desc.Digest, desc.Size), err, f.Close())
+	}
 	s := &layerStream{desc: desc, diffID: diffID, file: f, packed: sha256.New(), unpacked: sha256.New(), stop: func() {}}
-	s.raw = io.TeeReader(io.LimitReader(f, desc.Size+1), s.packed)
+	s.raw = io.TeeReader(f, s.packed)
 	inflated, err := s.inflate(bufio.NewReaderSize(s.raw, 256<<10))
 	if err != nil {
 		return nil, errors.Join(kiln.Errorf(kiln.CodeInvalid, "", "layer %s: %w", desc.Digest, err), f.Close())

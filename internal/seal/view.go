@@ -83,8 +83,9 @@ func (v view) step(at place, part string, create bool) (next place, target strin
 		return place{}, "", errBeneath
 	case up == nil && low != nil && low.isSymlink():
 		return place{}, low.target, nil
-	}
-	if low != nil && !low.isDir() {
+	case up == nil && low != nil && !low.isDir():
+		return place{}, "", errBeneath
+	case low != nil && !low.isDir():
 		low = nil
 	}
 	if up == nil && create {
