@@ -114,6 +114,19 @@ func (s *Sealer) Usage() (int64, error) {
 	return total, nil
 }
 
+// Keys lists the seals of any of the images, whatever their mount points: what
+// Collect keeps for them. One whose record cannot be read is left out.
+func (s *Sealer) Keys(images []kiln.Digest) ([]Key, error) {
+	all, err := s.keys()
+	if err != nil {
+		return nil, fmt.Errorf("list seals: %w", err)
+	}
+	return slices.DeleteFunc(all, func(key Key) bool {
+		r, err := s.load(key)
+		return err != nil || !slices.Contains(images, r.Image)
+	}), nil
+}
+
 // keys lists the seals that have a file, a record or a mount, sorted.
 func (s *Sealer) keys() ([]Key, error) {
 	var keys []Key
