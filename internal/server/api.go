@@ -28,9 +28,8 @@ type Control interface {
 	Bake(ctx context.Context, request control.UpRequest, progress func(kiln.Progress)) (control.BakeResult, error)
 	Plan(ctx context.Context, request control.UpRequest) (control.PlanResult, error)
 	Rollback(ctx context.Context, request control.RollbackRequest, progress func(kiln.Progress)) (control.RollbackResult, error)
-	Down(ctx context.Context, environment, actor string, progress func(kiln.Progress)) error
+	Down(ctx context.Context, request control.DownRequest, progress func(kiln.Progress)) error
 	Status(ctx context.Context) (control.Status, error)
-	// Instances, Releases: an empty environment means all of them.
 	Instances(ctx context.Context, environment string) ([]kiln.Instance, error)
 	Releases(ctx context.Context, environment string) ([]kiln.Release, error)
 	// Events calls each for every event in order and returns when there are no
@@ -42,9 +41,17 @@ type Control interface {
 
 // Store is where uploaded blobs go.
 type Store interface {
+	Missing(digests []kiln.Digest) []kiln.Digest
+	NewBatch() Batch
+}
+
+// Batch takes blobs that become durable together.
+type Batch interface {
 	// Put refuses content whose digest is not the wanted one.
 	Put(ctx context.Context, r io.Reader, want kiln.Digest) (kiln.Digest, int64, error)
-	Missing(digests []kiln.Digest) []kiln.Digest
+	Commit(ctx context.Context) error
+	// Discard removes what was not committed.
+	Discard()
 }
 
 // Version is what GET /v1/version answers.
@@ -78,11 +85,6 @@ type MissingResult struct {
 type UploadResult struct {
 	Blobs int   `json:"blobs"`
 	Bytes int64 `json:"bytes"`
-}
-
-// DownRequest ends an environment.
-type DownRequest struct {
-	Environment string `json:"environment"`
 }
 
 // Limits bound what one request may send. The zero value of a field means its

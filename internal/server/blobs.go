@@ -34,16 +34,24 @@ func (a *api) missing(r *http.Request) (any, error) {
 	return MissingResult{Missing: orEmpty(a.Store.Missing(unique))}, nil
 }
 
+// batchBytes and batchBlobs bound what an upload that breaks off loses.
+const (
+	batchBytes = 256 << 20
+	batchBlobs = 5000
+)
+
 // upload stores the files of a tar stream, each named "sha256/<hex>" by its
-// content. What was stored before an error stays stored: it is what its name
-// says, and the client asks again what is missing.
+// content. Of an upload that breaks off a part may stay stored: it is what its
+// name says, and the client asks again what is missing.
 func (a *api) upload(r *http.Request) (any, error) {
-	var result UploadResult
 	archive := tar.NewReader(http.MaxBytesReader(nil, r.Body, a.Limits.Upload+int64(a.Limits.Blobs)*1024))
+	batch := a.Store.NewBatch()
+	defer func() { batch.Discard() }()
+	var result, committed UploadResult
 	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return result, nil
+			return result, batch.Commit(r.Context())
 		}
 		if err != nil {
 			return nil, kiln.Errorf(kiln.CodeInvalid, "run the command again", "the upload broke off: %w", err)
@@ -52,12 +60,20 @@ func (a *api) upload(r *http.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		_, n, err := a.Store.Put(r.Context(), archive, digest)
+		_, n, err := batch.Put(r.Context(), archive, digest)
 		if err != nil {
 			return nil, err
 		}
 		result.Blobs++
 		result.Bytes += n
+		if result.Blobs-committed.Blobs < batchBlobs && result.Bytes-committed.Bytes < batchBytes {
+			continue
+		}
+		if err := batch.Commit(r.Context()); err != nil {
+			return nil, err
+		}
+		committed = result
+		batch = a.Store.NewBatch()
 	}
 }
 

@@ -92,7 +92,7 @@ func (c *Client) Rollback(ctx context.Context, request control.RollbackRequest, 
 
 // Down ends an environment.
 func (c *Client) Down(ctx context.Context, environment string, progress func(kiln.Progress)) error {
-	_, err := operate[struct{}](ctx, c, "down", DownRequest{Environment: environment}, progress)
+	_, err := operate[struct{}](ctx, c, "down", control.DownRequest{Environment: environment}, progress)
 	return err
 }
 

@@ -166,13 +166,33 @@ func decode[T any](a *api, r *http.Request) (T, error) {
 func (a *api) status(r *http.Request) (any, error) { return a.Control.Status(r.Context()) }
 
 func (a *api) instances(r *http.Request) (any, error) {
-	list, err := a.Control.Instances(r.Context(), r.URL.Query().Get("environment"))
-	return orEmpty(list), err
+	return eachEnvironment(a, r, a.Control.Instances)
 }
 
 func (a *api) releases(r *http.Request) (any, error) {
-	list, err := a.Control.Releases(r.Context(), r.URL.Query().Get("environment"))
-	return orEmpty(list), err
+	return eachEnvironment(a, r, a.Control.Releases)
+}
+
+// eachEnvironment lists what belongs to the environment that is asked for, or
+// to all of them.
+func eachEnvironment[T any](a *api, r *http.Request, list func(context.Context, string) ([]T, error)) ([]T, error) {
+	if name := r.URL.Query().Get("environment"); name != "" {
+		one, err := list(r.Context(), name)
+		return orEmpty(one), err
+	}
+	status, err := a.Control.Status(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	all := []T{}
+	for _, e := range status.Environments {
+		one, err := list(r.Context(), e.Name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one...)
+	}
+	return all, nil
 }
 
 // orEmpty makes an empty list "[]" and not "null" in JSON.
@@ -223,11 +243,12 @@ func (a *api) rollback(r *http.Request, s *stream) (any, error) {
 }
 
 func (a *api) down(r *http.Request, s *stream) (any, error) {
-	request, err := decode[DownRequest](a, r)
+	request, err := decode[control.DownRequest](a, r)
 	if err != nil {
 		return nil, err
 	}
-	return struct{}{}, a.Control.Down(r.Context(), request.Environment, actorOf(r), s.offer)
+	request.Actor = actorOf(r)
+	return struct{}{}, a.Control.Down(r.Context(), request, s.offer)
 }
 
 func (a *api) shutdown(r *http.Request, s *stream) (any, error) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -49,8 +50,8 @@ func (f *fakeControl) Rollback(_ context.Context, r control.RollbackRequest, _ f
 	return control.RollbackResult{From: 2, To: r.Release}, nil
 }
 
-func (f *fakeControl) Down(_ context.Context, environment, actor string, _ func(kiln.Progress)) error {
-	f.down, f.actor = environment, actor
+func (f *fakeControl) Down(_ context.Context, r control.DownRequest, _ func(kiln.Progress)) error {
+	f.down, f.actor = r.Environment, r.Actor
 	return nil
 }
 
@@ -76,25 +77,39 @@ type fakeStore struct {
 	blobs map[kiln.Digest][]byte
 }
 
-func (s *fakeStore) Put(_ context.Context, r io.Reader, want kiln.Digest) (kiln.Digest, int64, error) {
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return "", 0, err
-	}
-	if got := kiln.DigestOf(b); got != want {
-		return "", 0, kiln.Errorf(kiln.CodeInvalid, "", "content is %s and not %s", got.Short(), want.Short())
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.blobs[want] = b
-	return want, int64(len(b)), nil
-}
+func (s *fakeStore) NewBatch() Batch { return &fakeBatch{store: s, blobs: map[kiln.Digest][]byte{}} }
 
 func (s *fakeStore) Missing(digests []kiln.Digest) []kiln.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(digests), func(d kiln.Digest) bool { return s.blobs[d] != nil })
+	return slices.DeleteFunc(slices.Clone(digests), func(d kiln.Digest) bool { _, ok := s.blobs[d]; return ok })
 }
+
+type fakeBatch struct {
+	store *fakeStore
+	blobs map[kiln.Digest][]byte
+}
+
+func (b *fakeBatch) Put(_ context.Context, r io.Reader, want kiln.Digest) (kiln.Digest, int64, error) {
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return "", 0, err
+	}
+	if got := kiln.DigestOf(content); got != want {
+		return "", 0, kiln.Errorf(kiln.CodeInvalid, "", "content is %s and not %s", got.Short(), want.Short())
+	}
+	b.blobs[want] = content
+	return want, int64(len(content)), nil
+}
+
+func (b *fakeBatch) Commit(context.Context) error {
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	maps.Copy(b.store.blobs, b.blobs)
+	return nil
+}
+
+func (b *fakeBatch) Discard() { b.blobs = nil }
 
 // fixture serves on a socket of its own until the test ends.
 type fixture struct {
@@ -285,6 +300,9 @@ func TestUploadRefusesWhatIsWrong(t *testing.T) {
 			_, err := f.client.Upload(t.Context(), c.blobs, nil)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
+			}
+			if len(f.store.blobs) > 0 {
+				t.Errorf("%d blobs of a refused upload are stored", len(f.store.blobs))
 			}
 		})
 	}
@@ -519,5 +537,23 @@ func TestDownAndShutdownKnowTheActor(t *testing.T) {
 	}
 	if err := f.client.Shutdown(t.Context(), nil); err != nil || by != f.control.actor {
 		t.Errorf("shutdown by %q: %v", by, err)
+	}
+}
+
+func TestWithoutAnEnvironmentAllAreListed(t *testing.T) {
+	f := serve(t, nil)
+	f.control.status = func() (control.Status, error) {
+		return control.Status{Environments: []control.EnvironmentStatus{{Name: "a"}, {Name: "b"}}}, nil
+	}
+	all, err := f.client.Releases(t.Context(), "")
+	if err != nil || len(all) != 2 || all[1].Environment != "b" {
+		t.Errorf("%+v %v", all, err)
+	}
+	one, err := f.client.Releases(t.Context(), "c")
+	if err != nil || len(one) != 1 || one[0].Environment != "c" {
+		t.Errorf("%+v %v", one, err)
+	}
+	if none, err := f.client.Instances(t.Context(), ""); err != nil || none == nil {
+		t.Errorf("%v %v", none, err)
 	}
 }

@@ -1,0 +1,221 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/server"
+)
+
+const (
+	startTimeout = time.Minute
+	endTimeout   = 30 * time.Second
+	pollEvery    = 10 * time.Millisecond
+)
+
+// running returns a client of the control plane, which is started in the
+// background where none runs.
+func (a *app) running(ctx context.Context, p *progress) (*server.Client, error) {
+	client, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	_, err = client.Version(ctx)
+	if err == nil || !unavailable(err) {
+		return client, err
+	}
+	return client, a.startDaemon(ctx, client, p)
+}
+
+func unavailable(err error) bool { return errors.Is(err, &kiln.Error{Code: kiln.CodeUnavailable}) }
+
+// startDaemon starts kilnd, detached from this terminal, and waits until it
+// answers.
+func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progress) error {
+	if os.Geteuid() != 0 {
+		return kiln.Errorf(kiln.CodeUnavailable, "sudo kiln up starts it; members of the group "+server.GroupName+" may use it then",
+			"no control plane runs on %s, and only root can start one", a.data)
+	}
+	program, err := findDaemon()
+	if err != nil {
+		return err
+	}
+	data, err := filepath.Abs(a.data)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(data, 0o711); err != nil { //nolint:gosec // what is inside has modes of its own; the gateway passes through
+		return kiln.Errorf(kiln.CodeFailed, "--data names another directory", "make the data directory: %w", err)
+	}
+	p.note(stageSend, "starting the control plane", false)
+	d, err := a.launch(program, data)
+	if err != nil {
+		return kiln.Errorf(kiln.CodeUnavailable, "", "start %s: %w", program, err)
+	}
+	if err := d.await(ctx, client); err != nil {
+		return err
+	}
+	p.note(stageSend, "starting the control plane", true)
+	return nil
+}
+
+// findDaemon looks beside this executable and then along PATH.
+func findDaemon() (string, error) {
+	if self, err := os.Executable(); err == nil {
+		if self, err = filepath.EvalSymlinks(self); err == nil {
+			beside := filepath.Join(filepath.Dir(self), "kilnd")
+			if _, err := exec.LookPath(beside); err == nil {
+				return beside, nil
+			}
+		}
+	}
+	found, err := exec.LookPath("kilnd")
+	if err != nil {
+		return "", kiln.Errorf(kiln.CodeUnavailable, "put kilnd beside kiln or into PATH", "no control plane runs, and kilnd is not there to be started")
+	}
+	return found, nil
+}
+
+// daemon is a kilnd that this command has started.
+type daemon struct {
+	log    string
+	offset int64 // of the log, where this start begins
+	exited chan error
+}
+
+func (a *app) launch(program, data string) (*daemon, error) {
+	d := &daemon{log: filepath.Join(data, "kilnd.log"), exited: make(chan error, 1)}
+	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = log.Close() }()
+	if d.offset, err = log.Seek(0, io.SeekEnd); err != nil {
+		return nil, err
+	}
+	// Not CommandContext: it must outlive this command.
+	command := exec.Command(program, "--data", data) //nolint:noctx // see above
+	command.Env = a.Environ
+	command.Dir = "/"
+	command.Stdout, command.Stderr = log, log
+	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := command.Start(); err != nil {
+		return nil, err
+	}
+	go func() { d.exited <- command.Wait() }() // ends with kilnd or with this process
+	return d, nil
+}
+
+// await returns once the control plane answers. A kilnd that ended because
+// another was faster is no failure.
+func (d *daemon) await(ctx context.Context, client *server.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	exited := d.exited
+	for {
+		if _, err := client.Version(ctx); err == nil || !unavailable(err) && ctx.Err() == nil {
+			return err
+		}
+		select {
+		case err := <-exited:
+			var status *exec.ExitError
+			if !errors.As(err, &status) || status.ExitCode() != ExitConflict {
+				return d.failed("kilnd ended at once: " + exitText(err))
+			}
+			exited = nil // another start was faster: wait for that one
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return d.failed("kilnd does not answer after " + startTimeout.String())
+			}
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func exitText(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return err.Error()
+}
+
+// failed is an error with the last lines that this start wrote.
+func (d *daemon) failed(message string) error {
+	return &kiln.Error{
+		Code: kiln.CodeUnavailable, Message: message, Hint: "all of it is in " + d.log + "; kiln doctor says what the machine lacks",
+		Evidence: lastLines(d.log, d.offset, 12),
+	}
+}
+
+// lastLines returns at most n lines of what a file holds after offset.
+func lastLines(path string, offset int64, n int) []string {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	const most = 64 << 10
+	if info, err := f.Stat(); err == nil {
+		offset = max(offset, info.Size()-most)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, offset, most))
+	if err != nil || len(bytes.TrimSpace(b)) == 0 {
+		return nil
+	}
+	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return lines[max(0, len(lines)-n):]
+}
+
+// awaitGone returns once the control plane has ended: its socket is gone and
+// the data directory is unlocked.
+func (a *app) awaitGone(ctx context.Context, client *server.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		if _, err := client.Version(ctx); unavailable(err) && !locked(filepath.Join(a.data, "kilnd.lock")) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return kiln.Errorf(kiln.CodeFailed, "kilnd.log in the data directory may say why", "the control plane has not ended after %s", endTimeout)
+		case <-tick.C:
+		}
+	}
+}
+
+// locked says whether a process holds the lock; one that may not be asked
+// about counts as free.
+func locked(path string) bool {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// interactive says whether a person can answer.
+func (a *app) interactive() bool {
+	f, ok := a.In.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

@@ -1,0 +1,49 @@
+package cli
+
+import (
+	"encoding/json"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/control"
+)
+
+func (a *app) eventsCommand() *cobra.Command {
+	var query control.EventQuery
+	command := &cobra.Command{
+		Use: "events [ENVIRONMENT]", Short: "Show what happened", GroupID: groupLook,
+		Long: `Shows the history: releases, rollouts, deaths of instances with their causes,
+blocked connections. With --json one object a line.`,
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeEnvironments,
+		RunE: func(command *cobra.Command, args []string) error {
+			if query.Last < 0 || query.After < 0 {
+				return kiln.Errorf(kiln.CodeInvalid, "", "--last and --after want 0 or more")
+			}
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			query.Environment = environmentArg(args)
+			return client.Events(command.Context(), query, a.printEvent)
+		},
+	}
+	flags := command.Flags()
+	flags.BoolVarP(&query.Follow, "follow", "f", false, "go on with what happens next")
+	flags.IntVar(&query.Last, "last", 100, "the newest so many; 0 for all")
+	flags.Int64Var(&query.After, "after", 0, "only those after this sequence number")
+	return command
+}
+
+func (a *app) printEvent(e kiln.Event) error {
+	if a.json {
+		return json.NewEncoder(a.Out).Encode(e)
+	}
+	s := a.style(a.Out)
+	at := e.At.Local().Format("2006-01-02 15:04:05")
+	by := ""
+	if e.Actor != "" {
+		by = " (by " + s.safe(e.Actor) + ")"
+	}
+	return a.print("%s  %-10s  %-18s  %s: %s%s\n", s.paint(dim, at), s.safe(e.Environment), s.safe(e.Kind), s.safe(e.Subject), s.safe(e.Message), by)
+}
