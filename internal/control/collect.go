@@ -16,14 +16,15 @@ const (
 	keptReleases = 10
 )
 
-// collect frees storage on a schedule, unless a bake is in progress.
+// collect frees storage on a schedule, unless something is being baked or
+// released.
 func (c *Control) collect(ctx context.Context) {
 	for pause(ctx, collectEvery) == nil {
-		if !c.enterCollect() {
+		if !c.gate.TryLock() {
 			continue
 		}
 		err := c.collectOnce(ctx)
-		c.leaveCollect()
+		c.gate.Unlock()
 		if err != nil && ctx.Err() == nil {
 			c.log.ErrorContext(ctx, "storage could not be collected", "error", err)
 		}
@@ -83,37 +84,23 @@ func (c *Control) keep(ctx context.Context) (Keep, error) {
 			}
 		}
 	}
-	for _, list := range []*[]kiln.Digest{&k.Bundles, &k.Images, &k.Seals} {
-		slices.Sort(*list)
-		*list = slices.Compact(*list)
-	}
+	slices.Sort(k.Bundles)
+	slices.Sort(k.Images)
+	k.Bundles, k.Images = slices.Compact(k.Bundles), slices.Compact(k.Images)
 	return k, nil
 }
 
 // with adds what a release needs.
 func (k Keep) with(r kiln.Release, running bool) Keep {
 	k.Bundles = append(k.Bundles, r.Bundle)
-	var images []kiln.Digest
 	for _, s := range r.Services {
-		images = append(images, s.Template.Image)
+		k.Images = append(k.Images, s.Template.Image)
 		for _, d := range s.VerifyImages {
-			images = append(images, d)
+			k.Images = append(k.Images, d)
 		}
-	}
-	k.Images = append(k.Images, images...)
-	if running {
-		k.Seals = append(k.Seals, images...)
+		if running {
+			k.Templates = append(k.Templates, s.Template)
+		}
 	}
 	return k
 }
-
-// enterBake waits for a collection in progress and keeps another from starting.
-func (c *Control) enterBake() {
-	c.gate.RLock()
-}
-
-func (c *Control) leaveBake() { c.gate.RUnlock() }
-
-func (c *Control) enterCollect() bool { return c.gate.TryLock() }
-
-func (c *Control) leaveCollect() { c.gate.Unlock() }

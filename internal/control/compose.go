@@ -63,31 +63,11 @@ func bundleOf(tree kiln.Tree, s kiln.Spec, baked kiln.BakeResult) kiln.Bundle {
 	for _, image := range s.Images {
 		one := baked.Images[image.Name]
 		b.Images = append(b.Images, kiln.BundleImage{
-			Name: image.Name, Platform: one.Platform, Manifest: one.Manifest, Debs: debs(image, baked.Lock),
+			Name: image.Name, Platform: one.Platform, Manifest: one.Manifest, Debs: one.Debs,
 		})
 	}
 	slices.SortFunc(b.Images, func(x, y kiln.BundleImage) int { return strings.Compare(x.Name, y.Name) })
 	return b
-}
-
-// debs are the packages that a rebuild of a Debian image needs.
-func debs(image kiln.Image, lock kiln.Lock) []kiln.Digest {
-	if image.Debian == nil {
-		return nil
-	}
-	key := image.Debian.Key(image.Platform)
-	for _, locked := range lock.Debian {
-		if locked.Key != key {
-			continue
-		}
-		var out []kiln.Digest
-		for _, p := range locked.Packages {
-			out = append(out, p.Digest)
-		}
-		slices.Sort(out)
-		return slices.Compact(out)
-	}
-	return nil
 }
 
 // quoteList writes names for a sentence.

@@ -43,9 +43,10 @@ type Control struct {
 	stopAll      context.CancelCauseFunc
 	closed       bool
 	work         sync.WaitGroup
-	known        map[string]kiln.InstanceState // instances that are not dead, as the ledger has them
+	known        map[string]kiln.Instance // those that are not dead, as the ledger has them; only record and restore touch it
 
 	kick   chan struct{} // asks for a reconcile soon
+	parked chan struct{} // says that a release may have been parked
 	router chan struct{} // held while a table is made and sent
 }
 
@@ -57,8 +58,9 @@ func New(o Options) *Control {
 		url: o.PublicURL, now: o.Now, faults: o.Faults,
 		restored:     make(chan struct{}),
 		environments: map[string]*environment{},
-		known:        map[string]kiln.InstanceState{},
+		known:        map[string]kiln.Instance{},
 		kick:         make(chan struct{}, 1),
+		parked:       make(chan struct{}, 1),
 		router:       make(chan struct{}, 1),
 	}
 	if c.url == nil {

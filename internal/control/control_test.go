@@ -138,13 +138,15 @@ func (store) PutBundle(_ context.Context, b kiln.Bundle, _ map[string]string) (k
 // bench is a control plane over a ledger and an engine that outlive it.
 type bench struct {
 	*Control
-	t      *testing.T
-	ledger *ledger.Ledger
-	engine *kilntest.Fake
-	baker  *baker
-	faults Faults
-	stop   context.CancelFunc
-	ended  chan error
+	t       *testing.T
+	ledger  *ledger.Ledger
+	engine  *kilntest.Fake
+	baker   *baker
+	faults  Faults
+	pending Faults // what inject sets
+	storage []Collector
+	stop    context.CancelFunc
+	ended   chan error
 }
 
 // onBench runs a test in a bubble, with a control plane that runs.
@@ -169,6 +171,7 @@ func (b *bench) start() {
 	b.Control = New(Options{
 		Ledger: b.ledger, Store: store{}, Baker: b.baker, Engine: b.engine, Loader: loader{},
 		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults,
+		Storage: b.storage, StorageMax: 80,
 	})
 	ctx, stop := context.WithCancel(b.t.Context())
 	b.stop, b.ended = stop, make(chan error, 1)

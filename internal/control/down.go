@@ -16,18 +16,33 @@ func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progre
 	if err := c.ready(ctx); err != nil {
 		return err
 	}
-	releases, err := c.Releases(ctx, r.Environment)
-	if err != nil {
+	if _, err := c.Releases(ctx, r.Environment); err != nil {
 		return err
 	}
 	h, err := c.hold(ctx, r.Environment, "kiln down", r.Actor)
 	if err != nil {
 		return err
 	}
-	defer c.release(r.Environment, h)
 	feed := newFeed(emit)
 	defer feed.close()
-	if releases, err = c.ledger.Releases(ctx, r.Environment); err != nil {
+	ended := make(chan error, 1)
+	c.spawn(func(ctx context.Context) {
+		defer c.release(r.Environment, h)
+		ended <- c.down(ctx, r, feed)
+	})
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return kiln.Errorf(kiln.CodeUnavailable, "kiln status shows how far it is", "the end of %s goes on without you: %w", r.Environment, ctx.Err())
+	case <-c.stopping():
+		return kiln.Errorf(kiln.CodeUnavailable, "it goes on when the control plane is back", "the control plane stops")
+	}
+}
+
+func (c *Control) down(ctx context.Context, r DownRequest, feed *feed) error {
+	releases, err := c.ledger.Releases(ctx, r.Environment)
+	if err != nil {
 		return fmt.Errorf("list the releases of %s: %w", r.Environment, err)
 	}
 	return c.end(ctx, r.Environment, releases, retiring{

@@ -25,6 +25,10 @@ type environment struct {
 	rollout *RolloutStatus
 	// changed is closed, and replaced, when the engine reports a change.
 	changed chan struct{}
+	// claims are the routes of a change that did not begin its rollout yet.
+	claims []kiln.Route
+	// released means that it has releases; others were only heard of.
+	released bool
 	// unsettled means that the engine was not told the present set yet.
 	unsettled bool
 }
@@ -33,7 +37,7 @@ type environment struct {
 type holder struct {
 	what, actor string
 	since       time.Time
-	tidying     bool          // the outcome stands; others may wait for the end
+	tidying     bool          // the outcome stands, or it is short: others wait for the end
 	done        chan struct{} // closed at the end
 	decided     chan struct{} // closed when tidying is set
 }
@@ -57,10 +61,9 @@ func (c *Control) hold(ctx context.Context, name, what, actor string) (*holder, 
 		e := c.environment(name)
 		other := e.holder
 		if other == nil {
-			h := &holder{what: what, actor: actor, since: c.now(), done: make(chan struct{}), decided: make(chan struct{})}
-			e.holder = h
+			e.holder = c.newHolder(what, actor, c.now())
 			c.mu.Unlock()
-			return h, nil
+			return e.holder, nil
 		}
 		tidying := other.tidying
 		c.mu.Unlock()
@@ -73,6 +76,22 @@ func (c *Control) hold(ctx context.Context, name, what, actor string) (*holder, 
 			return nil, held(name, other)
 		}
 	}
+}
+
+// holdBriefly is hold for what others wait for instead of being refused.
+func (c *Control) holdBriefly(ctx context.Context, name, what string) (*holder, error) {
+	h, err := c.hold(ctx, name, what, "")
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h.decide()
+	return h, nil
+}
+
+func (c *Control) newHolder(what, actor string, since time.Time) *holder {
+	return &holder{what: what, actor: actor, since: since, done: make(chan struct{}), decided: make(chan struct{})}
 }
 
 func held(name string, h *holder) error {
@@ -89,8 +108,7 @@ func (c *Control) release(name string, h *holder) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.environment(name); e.holder == h {
-		e.holder = nil
-		e.rollout = nil
+		e.holder, e.rollout, e.claims = nil, nil, nil
 	}
 	h.decide()
 	close(h.done)
@@ -110,7 +128,11 @@ func (c *Control) stand(name string, view rollout.View, fleets []kiln.Fleet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.environment(name)
-	e.view, e.fleets, e.unsettled = view, fleets, true
+	e.view, e.fleets, e.unsettled, e.released = view, fleets, true, true
+	select {
+	case c.parked <- struct{}{}:
+	default:
+	}
 }
 
 // apply tells the engine the present set of an environment.
@@ -176,8 +198,8 @@ func rest(name string, releases []kiln.Release) (rollout.View, []kiln.Fleet) {
 	return view, plan.Fleets(name, parts...)
 }
 
-// claim refuses routes whose host name or address belongs to another
-// environment.
+// claim gives host names and addresses to an environment for as long as it is
+// held, and refuses those that belong to another one.
 func (c *Control) claim(name string, routes []kiln.Route) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -195,12 +217,14 @@ func (c *Control) claim(name string, routes []kiln.Route) error {
 			}
 		}
 	}
+	c.environment(name).claims = routes
 	return nil
 }
 
-// routes are those of all releases that an environment stands for.
+// routes are those of all releases that an environment stands for or is about
+// to.
 func (e *environment) routes() []kiln.Route {
-	var out []kiln.Route
+	out := slices.Clone(e.claims)
 	if e.view.Live != nil {
 		out = append(out, e.view.Live.Routes...)
 	}

@@ -55,6 +55,8 @@ type Ledger interface {
 	Watch(ctx context.Context) <-chan struct{}
 	// Alive lists the instances that the ledger does not know to be dead.
 	Alive(ctx context.Context) ([]kiln.Instance, error)
+	// Instance returns one that ever was; kiln.ErrNotFound for another.
+	Instance(ctx context.Context, id string) (kiln.Instance, error)
 }
 
 // Store holds blobs and bundles.
@@ -105,9 +107,9 @@ type Collector interface {
 type Keep struct {
 	Bundles []kiln.Digest // manifests of bundles
 	Images  []kiln.Digest // manifests of images
-	// Seals are the images that may start at any moment: those of live and
-	// parked releases.
-	Seals []kiln.Digest
+	// Templates are those that may start at any moment: of live, parked and
+	// pending releases. Their images must stay ready to run.
+	Templates []kiln.Template
 }
 
 // Faults is asked before and after each journalled step, with its label. An

@@ -54,7 +54,7 @@ func (c *Control) settle(ctx context.Context) {
 func (c *Control) settleOne(ctx context.Context, name string) error {
 	c.mu.Lock()
 	e := c.environment(name)
-	busy, unsettled, fleets := e.holder != nil, e.unsettled, e.fleets
+	busy, unsettled, fleets := e.holder != nil || !e.released, e.unsettled, e.fleets
 	c.mu.Unlock()
 	if busy {
 		return nil
@@ -67,7 +67,7 @@ func (c *Control) settleOne(ctx context.Context, name string) error {
 	if len(drift) == 0 && !unsettled {
 		return nil
 	}
-	h, err := c.hold(ctx, name, "reconcile", "")
+	h, err := c.holdBriefly(ctx, name, "reconcile")
 	if err != nil {
 		return nil //nolint:nilerr // somebody else changes it, which settles it as well
 	}

@@ -109,13 +109,39 @@ func (c *Control) resync(ctx context.Context) kiln.Record {
 			return r
 		}
 		for _, f := range seen.Fleets {
-			for _, i := range append(f.Deaths, f.Instances...) {
+			for _, i := range f.Deaths {
+				if present[i.ID] = true; c.isNews(ctx, i) {
+					r = merge(r, c.lived(i, i.DiedAt))
+				}
+			}
+			for _, i := range f.Instances {
 				present[i.ID] = true
 				r = merge(r, c.lived(i, c.now()))
 			}
 		}
 	}
+	for id, i := range c.known {
+		if !present[id] {
+			r = merge(r, c.lived(gone(i, c.now()), c.now()))
+		}
+	}
 	return r
+}
+
+// isNews says whether a death is not in the history yet.
+func (c *Control) isNews(ctx context.Context, i kiln.Instance) bool {
+	if _, known := c.known[i.ID]; known {
+		return true
+	}
+	last, err := c.ledger.Instance(ctx, i.ID)
+	return err != nil || last.State != kiln.InstanceDead
+}
+
+// gone is an instance that ended while nobody looked.
+func gone(i kiln.Instance, now time.Time) kiln.Instance {
+	i.State, i.DiedAt = kiln.InstanceDead, now.UTC()
+	i.Cause = &kiln.Cause{Kind: kiln.CauseLost, Detail: "it ended while the control plane did not look"}
+	return i
 }
 
 // remember loads what the ledger knows to be alive, and records what changed
@@ -125,28 +151,23 @@ func (c *Control) remember(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the instances: %w", err)
 	}
-	present := map[string]bool{}
 	for _, i := range alive {
-		c.known[i.ID] = i.State
+		c.known[i.ID] = i
 	}
-	r := c.resync(ctx)
-	for _, i := range r.Instances {
-		present[i.ID] = true
-	}
-	_ = present
-	return c.ledger.Commit(ctx, r)
+	c.write(ctx, []kiln.Change{{Missed: true}})
+	return ctx.Err()
 }
 
 // lived is what an instance's present state adds to the history.
 func (c *Control) lived(i kiln.Instance, at time.Time) kiln.Record {
 	before, known := c.known[i.ID]
-	if known && before == i.State {
+	switch {
+	case known && before.State == i.State:
 		return kiln.Record{}
-	}
-	if i.State == kiln.InstanceDead {
+	case i.State == kiln.InstanceDead:
 		delete(c.known, i.ID)
-	} else {
-		c.known[i.ID] = i.State
+	default:
+		c.known[i.ID] = i
 	}
 	verb, message := "changed", string(i.State)
 	switch i.State {
@@ -154,7 +175,7 @@ func (c *Control) lived(i kiln.Instance, at time.Time) kiln.Record {
 		verb, message = "born", "was started: "+i.Reason
 	case kiln.InstanceReady:
 		verb, message = "ready", fmt.Sprintf("is ready, %s after its start", i.ReadyAt.Sub(i.CreatedAt).Round(time.Millisecond))
-		if before == kiln.InstanceUnready {
+		if before.State == kiln.InstanceUnready {
 			message = "is ready again"
 		}
 	case kiln.InstanceUnready:

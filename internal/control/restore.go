@@ -96,8 +96,7 @@ func (c *Control) resume(record kiln.Rollout, releases []kiln.Release) (*drive, 
 		}
 	}
 	now := c.now()
-	h := &holder{what: fmt.Sprintf("the rollout of release %d", record.To), actor: record.Actor, since: record.StartedAt,
-		done: make(chan struct{}), decided: make(chan struct{})}
+	h := c.newHolder(fmt.Sprintf("the rollout of release %d", record.To), record.Actor, record.StartedAt)
 	d := &drive{c: c, rollout: r, record: record, holder: h, feed: newFeed(nil), states: statesOf(r)}
 	c.mu.Lock()
 	c.environment(record.Environment).holder = h

@@ -90,7 +90,7 @@ func (c *Control) expire(ctx context.Context) {
 			}
 			next = min(next, left)
 		}
-		if pause(ctx, max(next, time.Second)) != nil {
+		if await(ctx, c.parked, next) != nil {
 			return
 		}
 	}
@@ -111,7 +111,7 @@ func (c *Control) parkedUntil(name string) time.Time {
 
 // unpark retires the parked releases whose time has passed.
 func (c *Control) unpark(ctx context.Context, name string) error {
-	h, err := c.hold(ctx, name, "the end of a parked release", "")
+	h, err := c.holdBriefly(ctx, name, "the end of a parked release")
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/kilnproject/kiln"
@@ -16,8 +15,14 @@ func (c *Control) Status(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	c.mu.Lock()
-	names := slices.Sorted(maps.Keys(c.environments))
+	var names []string
+	for name, e := range c.environments {
+		if e.released {
+			names = append(names, name)
+		}
+	}
 	c.mu.Unlock()
+	slices.Sort(names)
 	out := Status{Version: c.version, StartedAt: c.begun, Environments: []EnvironmentStatus{}}
 	for _, name := range names {
 		one, err := c.environmentStatus(ctx, name)

@@ -37,6 +37,8 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 		return UpResult{}, err
 	}
 	out := UpResult{Environment: name, Warnings: def.Warnings, URLs: []string{}, Phases: map[string]time.Duration{}}
+	c.gate.RLock() // what is baked stays until a release needs it
+	defer c.gate.RUnlock()
 	started := false
 	defer func() {
 		if !started {
@@ -59,9 +61,12 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 		out.Phases[phase(m.Step)] += m.Took
 	}
 	out.Took = c.now().Sub(began)
+	if err != nil {
+		return out, err
+	}
 	out.Release.State = kiln.ReleaseLive
 	out.URLs = c.urls(out.Release)
-	return out, err
+	return out, nil
 }
 
 // Bake bakes every image of a definition and stores its bundle, and makes no
@@ -76,6 +81,8 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	if err != nil {
 		return BakeResult{}, err
 	}
+	c.gate.RLock()
+	defer c.gate.RUnlock()
 	baked, bundle, err := c.bake(ctx, r, def, feed)
 	return BakeResult{Images: baked.Images, Bundle: bundle, Lock: baked.Lock}, err
 }
@@ -195,8 +202,6 @@ func condemned(releases []kiln.Release, identity kiln.Digest, again bool) error 
 
 // bake makes the images and the bundle.
 func (c *Control) bake(ctx context.Context, r UpRequest, def Definition, feed *feed) (kiln.BakeResult, kiln.Digest, error) {
-	c.enterBake()
-	defer c.leaveBake()
 	baked, err := c.baker.Bake(ctx, kiln.BakeRequest{
 		Images: def.Spec.Images, Tree: r.Tree, Lock: def.Lock, Locked: r.Locked, Progress: feed.send,
 	})

@@ -89,12 +89,23 @@ func (l *Ledger) Unfinished(ctx context.Context) ([]kiln.Rollout, error) {
 
 // Rollout returns one rollout; kiln.ErrNotFound for an unknown one.
 func (l *Ledger) Rollout(ctx context.Context, id string) (kiln.Rollout, error) {
-	found, err := list[kiln.Rollout](ctx, l.read, "rollout", "SELECT id, body FROM rollouts WHERE id = ?", id)
+	return one[kiln.Rollout](ctx, l.read, "rollout", id, "SELECT id, body FROM rollouts WHERE id = ?")
+}
+
+// Instance returns one instance that ever was; kiln.ErrNotFound for another.
+func (l *Ledger) Instance(ctx context.Context, id string) (kiln.Instance, error) {
+	return one[kiln.Instance](ctx, l.read, "instance", id, "SELECT id, body FROM instances WHERE id = ?")
+}
+
+// one reads the row of an id.
+func one[T any](ctx context.Context, db *sql.DB, noun, id, query string) (T, error) {
+	found, err := list[T](ctx, db, noun, query, id)
 	if err == nil && len(found) == 0 {
-		err = kiln.Errorf(kiln.CodeNotFound, "", "there is no rollout %s", id)
+		err = kiln.Errorf(kiln.CodeNotFound, "", "there is no %s %s", noun, id)
 	}
 	if err != nil {
-		return kiln.Rollout{}, err
+		var none T
+		return none, err
 	}
 	return found[0], nil
 }

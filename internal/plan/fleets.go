@@ -50,6 +50,13 @@ func Fleets(environment string, parts ...Part) []kiln.Fleet {
 	return out
 }
 
+// stays says whether a fleet has an instance that is not on its way out.
+func stays(f kiln.FleetStatus) bool {
+	return slices.ContainsFunc(f.Instances, func(i kiln.Instance) bool {
+		return i.State != kiln.InstanceDraining && i.State != kiln.InstanceQuarantined && i.State != kiln.InstanceDead
+	})
+}
+
 // Drift lists the differences between the desired fleets and what an engine
 // was last told, one sentence each.
 func Drift(desired []kiln.Fleet, observed kiln.Observation) []string {
@@ -67,7 +74,7 @@ func Drift(desired []kiln.Fleet, observed kiln.Observation) []string {
 		}
 	}
 	for _, status := range observed.Fleets {
-		if !wanted[status.ID] && status.Fleet.Count > 0 {
+		if !wanted[status.ID] && stays(status) {
 			out = append(out, "fleet "+string(status.ID)+" is of no release")
 		}
 	}

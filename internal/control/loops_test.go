@@ -1,0 +1,216 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
+)
+
+func TestTheHistoryTellsALife(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		b.settled()
+		list, err := b.Instances(t.Context(), "production")
+		check(t, err)
+		check(t, b.engine.Kill(list[0].ID, kiln.Cause{Kind: kiln.CauseOutOfMemory}))
+		b.settled()
+		kinds := b.kinds("production")
+		for _, want := range []string{"release.created", "rollout.begun", "instance.born", "instance.ready", "release.live", "instance.died"} {
+			if !slices.Contains(kinds, want) {
+				t.Errorf("no event %s in %v", want, kinds)
+			}
+		}
+		alive, err := b.ledger.Alive(t.Context())
+		check(t, err)
+		if len(alive) != 6 {
+			t.Errorf("%d alive", len(alive))
+		}
+		s, err := b.Status(t.Context())
+		check(t, err)
+		e := s.Environments[0]
+		if e.Name != "production" || e.Live.Number != 1 || len(e.Services) != 3 || e.Services[0].Deaths+e.Services[1].Deaths+e.Services[2].Deaths != 1 || len(e.Problems) > 0 {
+			t.Errorf("status %+v", e)
+		}
+	})
+}
+
+func TestStatusNamesWhatIsWrong(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		b.settled()
+		b.engine.BehaveService("web", kilntest.Behaviour{StartFailed: "no such file"})
+		list, err := b.Instances(t.Context(), "production")
+		check(t, err)
+		for _, i := range list {
+			if i.Service == "web" {
+				check(t, b.engine.Kill(i.ID, kiln.Cause{Kind: kiln.CauseExited, ExitCode: 1}))
+			}
+		}
+		b.settled()
+		s, err := b.Status(t.Context())
+		check(t, err)
+		if p := strings.Join(s.Environments[0].Problems, "\n"); !strings.Contains(p, "service web: 0 of 3") || !strings.Contains(p, "no such file") {
+			t.Fatalf("problems %q", p)
+		}
+	})
+}
+
+func TestARunningRolloutIsShown(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.engine.BehaveService("web", kilntest.Behaviour{Start: 5 * time.Second})
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.up(shop("production", "1"))
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		s, err := b.Status(t.Context())
+		check(t, err)
+		if r := s.Environments[0].Rollout; r == nil || r.To != 1 || r.Step != "ready" {
+			t.Fatalf("rollout %+v", r)
+		}
+		check(t, <-done)
+		b.settled()
+		if s, err = b.Status(t.Context()); err != nil || s.Environments[0].Rollout != nil {
+			t.Fatalf("a rollout that ended is shown: %v", err)
+		}
+	})
+}
+
+func TestDriftIsMended(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		a := shop("production", "1")
+		b.mustUp(a)
+		b.settled()
+		check(t, b.engine.Apply(t.Context(), "production", nil, "somebody else"))
+		time.Sleep(time.Minute)
+		b.settled()
+		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
+		if !slices.Contains(b.kinds("production"), "drift.mended") {
+			t.Fatal("drift was not told")
+		}
+	})
+}
+
+func TestAnEngineThatComesBackIsToldAgain(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		b.settled()
+		b.halt()
+		check(t, b.engine.Apply(t.Context(), "production", nil, "the machine restarted"))
+		b.engine.Intercept(func(c kilntest.Call) error {
+			if c.Method == "Apply" || c.Method == "Route" {
+				return errors.New("not there yet")
+			}
+			return nil
+		})
+		b.start()
+		b.settled()
+		s, err := b.Status(t.Context())
+		check(t, err)
+		if len(s.Environments[0].Problems) == 0 {
+			t.Fatal("no problem is shown")
+		}
+		b.engine.Intercept(nil)
+		b.settled()
+		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
+		b.wantOneLive()
+	})
+}
+
+func TestAFirstUpThatFailsLeavesNothing(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.engine.BehaveService("web", kilntest.Behaviour{StartFailed: "gone"})
+		if _, err := b.up(shop("production", "1")); err == nil {
+			t.Fatal("it went live")
+		}
+		b.settled()
+		b.wantStates("production", kiln.ReleaseFailed)
+		b.wantRunning("production", nil)
+		b.wantPublic()
+	})
+}
+
+func TestThousandsOfInstancesAndAStormOfEvents(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		a := shop("production", "1")
+		a.service("web").Count = 1000
+		b.mustUp(a)
+		for n := range 5000 {
+			b.engine.Emit(kiln.Event{At: time.Now(), Environment: "production", Kind: "egress.blocked", Subject: fmt.Sprint(n)})
+		}
+		b.settled()
+		alive, err := b.ledger.Alive(t.Context())
+		check(t, err)
+		if len(alive) != 1003 {
+			t.Fatalf("the ledger knows %d instances", len(alive))
+		}
+	})
+}
+
+func TestEventsAreFollowed(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		b.settled()
+		ctx, cancel := context.WithCancel(t.Context())
+		var got []int64
+		done := make(chan error, 1)
+		go func() {
+			done <- b.Events(ctx, EventQuery{Last: 2, Follow: true}, func(e kiln.Event) error {
+				got = append(got, e.Sequence)
+				return nil
+			})
+		}()
+		synctest.Wait()
+		b.engine.Emit(kiln.Event{Environment: "production", Kind: "egress.blocked"})
+		b.settled()
+		cancel()
+		check(t, <-done)
+		if len(got) != 3 || got[1] != got[0]+1 || got[2] != got[1]+1 {
+			t.Fatalf("sequences %v", got)
+		}
+	})
+}
+
+// collector counts.
+type collector struct {
+	used, want int64
+	keep       Keep
+}
+
+func (c *collector) Usage(context.Context) (int64, error) { return c.used, nil }
+
+func (c *collector) Collect(_ context.Context, keep Keep, want int64) (int64, error) {
+	c.keep, c.want = keep, want
+	return min(want, c.used), nil
+}
+
+func TestStorageKeepsWhatReleasesNeed(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		caches, images := &collector{used: 60}, &collector{used: 100}
+		b.halt()
+		b.storage = []Collector{caches, images}
+		b.start()
+		for v := range 14 {
+			b.mustUp(shop("production", fmt.Sprint(v)))
+			b.settled()
+		}
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		if len(images.keep.Bundles) != keptReleases || len(images.keep.Images) != 3*keptReleases || len(images.keep.Templates) != 6 {
+			t.Fatalf("keep %d bundles, %d images, %d templates", len(images.keep.Bundles), len(images.keep.Images), len(images.keep.Templates))
+		}
+		if caches.want != 80 || images.want != 20 {
+			t.Fatalf("wanted %d and %d", caches.want, images.want)
+		}
+	})
+}
