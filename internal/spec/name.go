@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/agext/levenshtein"
 	"github.com/hashicorp/hcl/v2"
@@ -12,9 +14,15 @@ import (
 
 const maxName = 24
 
-// badName returns what is wrong with a label, or nothing. Variables are
-// identifiers; everything else becomes part of host names and paths.
+// badName returns what is wrong with a label, or nothing. Titles are words for
+// people, variables are identifiers; everything else becomes part of host names and paths.
 func badName(kind, name string) string {
+	if kind == "title" {
+		if name == "" || utf8.RuneCountInString(name) > 60 || strings.IndexFunc(name, unicode.IsControl) >= 0 {
+			return fmt.Sprintf("%q is not a title: up to 60 characters of one line.", name)
+		}
+		return ""
+	}
 	if kind == "variable" {
 		if len(name) > 64 || !matches(`[a-z_][a-z0-9_]*`, name) {
 			return fmt.Sprintf("%q is not a variable's name: up to 64 lower-case letters, digits and underscores, not beginning with a digit.", name)

@@ -79,7 +79,7 @@ func rolloutSchema() blockSchema {
 			{Name: "park", Type: "duration", Default: "`\"30m\"`", Range: "0s to 168h", Doc: "How long the previous release stays warm, to be rolled back to at once."},
 		},
 		Blocks: []blockSchema{{
-			Name: "verify", Labels: []string{"name"}, Doc: "A check of the new release before it has traffic: an HTTP request to each new instance, or a command run beside them. Exactly one of `http` and `command`.",
+			Name: "verify", Labels: []string{"title"}, Doc: "A check of the new release before it has traffic: an HTTP request to each new instance, or a command run beside them. Exactly one of `http` and `command`.",
 			Arguments: []argumentSchema{
 				{Name: "http", Type: "string", Range: "a path", Doc: "The path to ask for."},
 				{Name: "port", Type: "string", Default: "the first http or h2c port", Range: "name of a port", Doc: "Which port is asked."},
