@@ -1,0 +1,127 @@
+package keep
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/logs"
+)
+
+// adopt takes over what a dead keeper left: what lives is watched and its
+// logs are read on, of the rest the end is known as far as it was recorded.
+func (k *keeper) adopt(from past) {
+	sameBoot := from.boot == bootID()
+	for id, was := range from.processes {
+		p := &process{Process: was.process, started: make(chan struct{}), exit: was.exit}
+		close(p.started)
+		if was.started == nil { // in the middle of its start
+			p.exit = lost()
+			p.startedAt = time.Now().UTC()
+		} else {
+			p.pid, p.ticks, p.startedAt = was.started.PID, was.started.Ticks, was.started.At
+		}
+		k.processes[id] = p
+		if p.exit != nil {
+			continue
+		}
+		if !sameBoot {
+			p.exit = lost()
+			continue
+		}
+		if err := k.adoptProcess(p); err != nil {
+			k.log.Warn("instance is gone", "instance", id, "error", err)
+			p.exit = lost()
+		}
+	}
+	if sameBoot && from.gateway != nil {
+		endOrphan(from.gateway)
+	}
+	k.sweepPipes()
+}
+
+func lost() *kiln.Exit { return &kiln.Exit{At: time.Now().UTC(), Lost: true} }
+
+// errGone means that a pid is free or another process's.
+var errGone = errors.New("its process is gone")
+
+func (k *keeper) adoptProcess(p *process) error {
+	pidfd, err := openProcess(p.pid, p.ticks)
+	if err != nil {
+		return err
+	}
+	k.reopen(p)
+	k.pump.do(func() {
+		k.pump.watch(pidfd, func() {
+			k.pump.release(pidfd)
+			k.reaper.work.Go(func() { k.record(p, lost()) })
+		})
+	})
+	k.log.Info("instance adopted", "instance", p.ID, "pid", p.pid)
+	return nil
+}
+
+// openProcess opens a process of which the start time is known.
+func openProcess(pid int, ticks uint64) (int, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, errGone
+	}
+	stat, err := readStat(pid) // after the open: now the pid cannot change hands unseen
+	if err != nil || stat.ticks != ticks {
+		_ = unix.Close(pidfd)
+		return -1, errGone
+	}
+	return pidfd, nil
+}
+
+// reopen reads the instance's pipes on, where they have names.
+func (k *keeper) reopen(p *process) {
+	out := &output{instance: p.ID, writer: logs.NewWriter(p.LogDir, p.LogBytes)}
+	reads := map[string]int{}
+	for _, name := range streamNames() {
+		fd, err := openPipe(pipePath(k.opt.DataDir, p.ID, name))
+		if err != nil {
+			k.log.Warn("logs of an instance are not read on", "instance", p.ID, "error", err)
+			continue
+		}
+		reads[name] = fd
+	}
+	k.pump.open(out, reads)
+	p.output = out
+}
+
+// endOrphan kills the gateway of a dead keeper, whose sockets nobody else
+// could open, and waits until it is gone.
+func endOrphan(was *started) {
+	pidfd, err := openProcess(was.PID, was.Ticks)
+	if err != nil {
+		return
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	if unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) == nil {
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000) //nolint:gosec // a file's number
+	}
+}
+
+// sweepPipes removes the pipes that no known instance has.
+func (k *keeper) sweepPipes() {
+	dir := filepath.Join(k.opt.DataDir, "run", pipesDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		k.log.Warn("pipes are not swept", "error", fmt.Errorf("list pipes: %w", err))
+		return
+	}
+	for _, e := range entries {
+		id := strings.TrimSuffix(e.Name(), filepath.Ext(e.Name()))
+		if k.processes[id] == nil {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
