@@ -11,68 +11,51 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Shelf is the link without a wire that holds the virtual addresses of one
-// data directory.
-type Shelf struct{ name string }
+// Shelf is the virtual addresses of one data directory. They are on the
+// loopback link, under a label of their own: that works on kernels without
+// dummy links too, and costs no link.
+type Shelf struct{ label string }
 
-// OpenShelf makes the link or finds it.
-func OpenShelf(name string) (*Shelf, error) {
-	link, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = name
-		if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf("add link %s: %w", name, err)
-		}
-		link, err = netlink.LinkByName(name)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("find link %s: %w", name, err)
-	}
-	if err := netlink.LinkSetIP6AddrGenMode(link, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, fmt.Errorf("switch off IPv6 on %s: %w", name, err)
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return nil, fmt.Errorf("raise link %s: %w", name, err)
-	}
-	return &Shelf{name: name}, nil
-}
+// OpenShelf returns the shelf of that name, 12 characters at most.
+func OpenShelf(name string) *Shelf { return &Shelf{label: "lo:" + name} }
 
-// Set makes the link hold exactly these addresses.
+// Set makes the shelf hold exactly these addresses.
 func (s *Shelf) Set(want []netip.Addr) error {
-	link, err := netlink.LinkByName(s.name)
+	link, err := netlink.LinkByName("lo")
 	if err != nil {
-		return fmt.Errorf("find link %s: %w", s.name, err)
+		return fmt.Errorf("find link lo: %w", err)
 	}
 	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", s.name, err)
+		return fmt.Errorf("list addresses of lo: %w", err)
 	}
 	missing := map[netip.Addr]bool{}
 	for _, a := range want {
 		missing[a] = true
 	}
 	for _, a := range have {
+		if a.Label != s.label {
+			continue
+		}
 		ip, _ := netip.AddrFromSlice(a.IP.To4())
 		if missing[ip] {
 			delete(missing, ip)
 			continue
 		}
 		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("take %s from %s: %w", ip, s.name, err)
+			return fmt.Errorf("take %s from %s: %w", ip, s.label, err)
 		}
 	}
 	for a := range missing {
-		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: host32(a)}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("give %s to %s: %w", a, s.name, err)
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: host32(a), Label: s.label}); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("give %s to %s: %w", a, s.label, err)
 		}
 	}
 	return nil
 }
 
-// Remove deletes the link with its addresses.
-func (s *Shelf) Remove() error { return remove(s.name) }
+// Remove takes all its addresses away.
+func (s *Shelf) Remove() error { return s.Set(nil) }
 
 // Sweep deletes the host ends that start with prefix and are not in keep, and
 // returns how many there were.
@@ -116,15 +99,26 @@ func Exists(name string) bool {
 }
 
 // Taken returns the IPv4 prefixes that the host's addresses and routes use,
-// without default routes and without what links with the given prefix hold.
-func Taken(own string) ([]netip.Prefix, error) {
-	links, err := netlink.LinkList()
+// without default routes, without what links with the given prefix hold, and
+// without the shelf of the given name.
+func Taken(links, shelf string) ([]netip.Prefix, error) {
+	list, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	ours := map[int]bool{}
-	for _, l := range links {
-		ours[l.Attrs().Index] = strings.HasPrefix(l.Attrs().Name, own)
+	for _, l := range list {
+		ours[l.Attrs().Index] = strings.HasPrefix(l.Attrs().Name, links)
+	}
+	held, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	own := map[netip.Prefix]bool{}
+	for _, a := range held {
+		if p, ok := prefix(a.IP.To4(), a.Mask); ok && a.Label == "lo:"+shelf {
+			own[p] = true
+		}
 	}
 	var out []netip.Prefix
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -135,7 +129,7 @@ func Taken(own string) ([]netip.Prefix, error) {
 		if r.Dst == nil || ours[r.LinkIndex] {
 			continue
 		}
-		if p, ok := prefix(r.Dst.IP.To4(), r.Dst.Mask); ok && p.Bits() > 0 {
+		if p, ok := prefix(r.Dst.IP.To4(), r.Dst.Mask); ok && p.Bits() > 0 && !own[p] {
 			out = append(out, p)
 		}
 	}

@@ -1,0 +1,243 @@
+package local
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/local/netns"
+	"github.com/kilnproject/kiln/internal/local/nflog"
+	"github.com/kilnproject/kiln/internal/local/nft"
+	"github.com/kilnproject/kiln/internal/local/subnet"
+)
+
+// machineLock keeps two engines of one machine from choosing the same network
+// at the same moment.
+const machineLock = "/run/kiln.lock"
+
+func (e *Engine) linkPrefix() string { return "k" + e.tag + "-" }
+func (e *Engine) shelfName() string  { return "k" + e.tag + "v" }
+func (e *Engine) tableName() string  { return "kiln_" + e.tag }
+
+// openPlan reads the plan of addresses, or makes one: a subnet that no route
+// of the host overlaps, and an nflog group that nobody listens to.
+func (e *Engine) openPlan() error {
+	lock, err := os.OpenFile(machineLock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", machineLock, err)
+	}
+	var plan subnet.Plan
+	known, err := readJSON(e.planFile(), &plan)
+	if err != nil {
+		return err
+	}
+	taken, err := netns.Taken(e.linkPrefix(), e.shelfName())
+	if err != nil {
+		return err
+	}
+	conflict := slices.ContainsFunc(taken, func(p netip.Prefix) bool { return known && plan.Subnet.Overlaps(p) })
+	if known && !conflict {
+		plan.Init()
+		e.plan = &plan
+	} else if err := e.choosePlan(taken, plan.Environments); err != nil {
+		return err
+	}
+	if err := e.listenAttempts(); err != nil {
+		return err
+	}
+	// The source address is on the host before the lock is given up, so that
+	// the next engine sees this subnet as taken.
+	e.shelf = netns.OpenShelf(e.shelfName())
+	if err := e.shelf.Set(e.virtuals()); err != nil {
+		return err
+	}
+	return e.savePlan()
+}
+
+// choosePlan picks a subnet. The shares of a plan whose subnet is no longer
+// free keep their user IDs and get new addresses.
+func (e *Engine) choosePlan(taken []netip.Prefix, old map[string]*subnet.Environment) error {
+	seed := subnet.Seed(e.tag)
+	chosen, err := subnet.Choose(seed, taken)
+	if err != nil {
+		return err
+	}
+	e.plan = subnet.New(chosen, uint16(1000+seed%60000)) // #nosec G115 -- below 61,000
+	for _, name := range slices.Sorted(maps.Keys(old)) {
+		share, _, err := e.plan.Open(name, e.foreign)
+		if err != nil {
+			return err
+		}
+		share.UIDBase = old[name].UIDBase
+	}
+	return nil
+}
+
+// listenAttempts binds the nflog group of the plan, or the next one that is
+// free.
+func (e *Engine) listenAttempts() error {
+	const tries = 100
+	for range tries {
+		tap, err := nflog.Listen(e.plan.Group)
+		if err == nil {
+			e.tap = tap
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		e.plan.Group++
+	}
+	return fmt.Errorf("find a free nflog group: %w", unix.EBUSY)
+}
+
+func (e *Engine) planFile() string { return filepath.Join(e.paths.root, "subnets.json") }
+
+// savePlan records what was given out. e.mu is held, except in New.
+func (e *Engine) savePlan() error { return writeDurable(e.planFile(), e.plan) }
+
+// share returns an environment's share of addresses. e.mu is held.
+func (e *Engine) share(environment string) (*subnet.Environment, bool, error) {
+	return e.plan.Open(environment, e.foreign)
+}
+
+// virtuals are all virtual addresses. e.mu is held, except in New.
+func (e *Engine) virtuals() []netip.Addr {
+	out := []netip.Addr{e.plan.Source()}
+	for _, name := range slices.Sorted(maps.Keys(e.plan.Environments)) {
+		share := e.plan.Environments[name]
+		out = append(out, share.Resolver)
+		for _, service := range slices.Sorted(maps.Keys(share.Services)) {
+			out = append(out, share.Services[service])
+		}
+	}
+	return out
+}
+
+// publishFilter brings the packet filter up to date.
+func (e *Engine) publishFilter(context.Context) error {
+	e.mu.Lock()
+	r := e.ruleset()
+	e.mu.Unlock()
+	if len(r.Fleets) > 0 {
+		on, enable, err := netns.Forwarding()
+		if err == nil && !on {
+			e.Log.Info("switching on IPv4 forwarding for declared egress")
+			err = enable()
+		}
+		if err != nil {
+			return fmt.Errorf("switch on IPv4 forwarding: %w", err)
+		}
+	}
+	return nft.Apply(r)
+}
+
+// ruleset says what may be reached by whom. e.mu is held.
+func (e *Engine) ruleset() nft.Ruleset {
+	r := nft.Ruleset{Table: e.tableName(), Links: e.linkPrefix(), Subnet: e.plan.Subnet, Group: e.plan.Group}
+	for _, name := range slices.Sorted(maps.Keys(e.plan.Environments)) {
+		share := e.plan.Environments[name]
+		env := nft.Environment{Blocks: e.plan.Prefixes(share), Open: []nft.Endpoint{
+			{Address: share.Resolver, Protocol: unix.IPPROTO_UDP, Port: 53},
+			{Address: share.Resolver, Protocol: unix.IPPROTO_TCP, Port: 53},
+		}}
+		for _, p := range e.table.Private {
+			if a, ok := share.Services[p.Service]; ok && p.Environment == name {
+				env.Open = append(env.Open, nft.Endpoint{Address: a, Protocol: unix.IPPROTO_TCP, Port: p.Port.Number})
+			}
+		}
+		r.Environments = append(r.Environments, env)
+	}
+	callers := map[kiln.FleetID][]netip.Addr{}
+	templates := map[kiln.FleetID]kiln.Template{}
+	for _, in := range e.instances {
+		if len(in.template.Config.Egress) > 0 && in.Address.IsValid() {
+			callers[in.Fleet] = append(callers[in.Fleet], in.Address)
+			templates[in.Fleet] = in.template
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(callers)) {
+		r.Fleets = append(r.Fleets, e.egressOf(templates[id], callers[id]))
+	}
+	return r
+}
+
+func (e *Engine) egressOf(t kiln.Template, instances []netip.Addr) nft.Fleet {
+	f := nft.Fleet{Instances: instances}
+	for _, g := range t.Config.Egress {
+		protocol := uint8(unix.IPPROTO_TCP)
+		if g.Protocol == "udp" {
+			protocol = unix.IPPROTO_UDP
+		}
+		if g.Host == "" {
+			if g.Prefix.Addr().Is4() {
+				f.Prefixes = append(f.Prefixes, nft.PrefixPort{Prefix: g.Prefix.Masked(), Protocol: protocol, Port: g.Port})
+			}
+			continue
+		}
+		for _, a := range e.names.allowed(g.Host) {
+			f.Hosts = append(f.Hosts, nft.Endpoint{Address: a, Protocol: protocol, Port: g.Port})
+		}
+	}
+	return f
+}
+
+// clear removes what the machine has of this engine.
+func (e *Engine) clear(ctx context.Context) error {
+	for _, base := range e.roots.bases() {
+		e.roots.collect(base, nil, e.Log)
+	}
+	_, swept := netns.Sweep(e.linkPrefix(), nil)
+	errs := []error{nft.Remove(e.tableName()), swept, e.shelf.Remove(), e.groups.RemoveAll(ctx), e.tap.Close()}
+	if err := os.Remove(e.RunDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// foreignIDs reads the ranges of IDs that /etc/subuid and /etc/subgid give to
+// users of this machine.
+func foreignIDs() ([]subnet.Range, error) {
+	var out []subnet.Range
+	for _, name := range []string{"/etc/subuid", "/etc/subgid"} {
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		lines := bufio.NewScanner(f)
+		for lines.Scan() {
+			fields := strings.Split(lines.Text(), ":")
+			if len(fields) != 3 {
+				continue
+			}
+			first, err1 := strconv.ParseUint(fields[1], 10, 32)
+			count, err2 := strconv.ParseUint(fields[2], 10, 32)
+			if err1 == nil && err2 == nil && count > 0 {
+				out = append(out, subnet.Range{First: uint32(first), Last: uint32(min(first+count-1, 1<<32-1))})
+			}
+		}
+		if err := errors.Join(lines.Err(), f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
