@@ -56,7 +56,7 @@ func (a *app) format(files []string, check bool) error {
 	}
 	var changed []string
 	for _, file := range files {
-		differs, err := formatFile(file, check)
+		differs, err := a.formatFile(file, check)
 		if err != nil {
 			return err
 		}
@@ -87,12 +87,16 @@ func (a *app) printNames(names []string) error {
 
 // formatFile says whether the file differs from its canonical format, and
 // unless only checking, rewrites it.
-func formatFile(path string, check bool) (bool, error) {
+func (a *app) formatFile(path string, check bool) (bool, error) {
 	src, err := os.ReadFile(path)
 	if err != nil {
 		return false, fileError(err)
 	}
-	out, err := spec.Format(filepath.Base(path), src)
+	name, err := filepath.Rel(a.dir, path) // as diagnostics have it
+	if err != nil {
+		name = path
+	}
+	out, err := spec.Format(name, src)
 	if err != nil || bytes.Equal(src, out) {
 		return false, err
 	}

@@ -13,19 +13,16 @@ import (
 )
 
 func (a *app) initCommand() *cobra.Command {
-	var force bool
-	command := &cobra.Command{
+	return &cobra.Command{
 		Use: "init", Short: "Write a kiln.hcl for this folder; needs no control plane", GroupID: groupWrite,
 		Long: `Looks at the folder, at its Dockerfile or its Compose file, and writes a kiln.hcl
 that works, with comments where it had to choose.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return a.scaffold(force) },
+		RunE: func(*cobra.Command, []string) error { return a.scaffold() },
 	}
-	command.Flags().BoolVar(&force, "force", false, "replace files that exist")
-	return command
 }
 
-func (a *app) scaffold(force bool) error {
+func (a *app) scaffold() error {
 	root, err := os.OpenRoot(a.dir)
 	if err != nil {
 		return fileError(err)
@@ -37,8 +34,8 @@ func (a *app) scaffold(force bool) error {
 	}
 	names := slices.Sorted(maps.Keys(files))
 	for _, name := range names {
-		if _, err := root.Lstat(name); err == nil && !force {
-			return kiln.Errorf(kiln.CodeConflict, "kiln init --force replaces it", "%s exists", filepath.Join(a.dir, name))
+		if _, err := root.Lstat(name); err == nil {
+			return kiln.Errorf(kiln.CodeConflict, "change it, or remove it first", "%s exists", filepath.Join(a.dir, name))
 		}
 	}
 	for _, name := range names {
