@@ -1,10 +1,10 @@
 package seal
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -39,6 +39,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 	}
 	defer func() { _ = s.close() }() // it has no name and is only read by now
 	f := newFlattener(s, opt.Limits)
+	defer f.close()
 	unpacked := opt.Limits.Bytes + slack
 	for i, desc := range m.Layers {
 		n, err := f.blob(ctx, opt.Store, desc, kiln.Digest(config.RootFS.DiffIDs[i]), unpacked)
@@ -52,7 +53,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 			return built{}, err
 		}
 	}
-	if err := writeImage(ctx, out, f.root, s); err != nil {
+	if err := errors.Join(s.finish(), writeImage(ctx, out, f.root)); err != nil {
 		if known := roomOrContext(err); known != nil {
 			return built{}, known
 		}
@@ -67,30 +68,28 @@ func (f *flattener) blob(ctx context.Context, store Store, desc ocispec.Descript
 	if err != nil {
 		return 0, err
 	}
-	counted := &countingReader{r: s.tar}
-	err = f.layer(ctx, kiln.Digest(desc.Digest), counted)
-	if err == nil {
-		err = s.verify(ctx)
+	f.opened = append(f.opened, s)
+	a := &layerTar{Reader: tar.NewReader(s.tar), read: s.tar.count}
+	if s.plain {
+		a.plain = s.file
 	}
-	if err = errors.Join(err, s.close()); err != nil {
+	if err := f.layerAt(ctx, kiln.Digest(desc.Digest), a); err != nil {
 		return 0, err
 	}
-	return counted.n, nil
+	return s.tar.count(), s.verify(ctx)
 }
 
-type countingReader struct {
-	r io.Reader
-	n int64
+// close closes the layers, once no content of them is needed any more.
+func (f *flattener) close() {
+	for _, s := range f.opened {
+		s.close()
+	}
 }
 
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
-}
-
-// seal builds an image's file under a temporary name, makes it durable and
-// gives it its name and record.
+// seal builds an image's file under a temporary name and gives it its own.
+// The file has no record yet: New would remove it. It is not flushed to the
+// disk, which would cost more than all the rest: after a power cut the digest
+// in the record tells what is missing, and the image is sealed again.
 func (s *Sealer) seal(ctx context.Context, key Key, manifest kiln.Digest, points []string) (record, error) {
 	temp, err := os.CreateTemp(s.opt.Dir, ".seal-*")
 	if err != nil {
@@ -98,24 +97,11 @@ func (s *Sealer) seal(ctx context.Context, key Key, manifest kiln.Digest, points
 	}
 	defer func() { _ = os.Remove(temp.Name()) }() // gone already once renamed
 	b, err := build(ctx, s.opt, manifest, points, temp)
-	if err == nil {
-		err = errors.Join(temp.Chmod(0o400), temp.Sync())
-	}
-	var digest kiln.Digest
-	var size int64
-	if err == nil {
-		digest, size, err = hashFile(ctx, temp)
-	}
-	if err = errors.Join(err, temp.Close()); err != nil {
+	if err = errors.Join(err, temp.Chmod(0o400), temp.Close()); err != nil {
 		return record{}, err
 	}
 	if err := os.Rename(temp.Name(), s.imagePath(key)); err != nil {
 		return record{}, fmt.Errorf("seal: %w", err)
 	}
-	r := record{Format: formatVersion, Image: manifest, Points: points, Seal: digest, Size: size, Config: b.config, Dropped: b.dropped}
-	if err := s.save(key, r); err != nil {
-		return record{}, err
-	}
-	s.opt.Log.InfoContext(ctx, "image is sealed", "image", string(manifest), "seal", string(digest), "bytes", size)
-	return r, nil
+	return record{Format: formatVersion, Image: manifest, Points: points, Config: b.config, Dropped: b.dropped}, nil
 }

@@ -159,7 +159,7 @@ func TestBombIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = s.close() }()
+	defer s.close()
 	if err := s.verify(t.Context()); err == nil || !strings.Contains(err.Error(), "unpacks to more than allowed") {
 		t.Errorf("bomb: %v", err)
 	}

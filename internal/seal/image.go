@@ -20,13 +20,12 @@ import (
 // placeholders, to be linked by linkNames.
 type imageFS struct {
 	root    *node
-	spool   *spool
 	links   map[*node]uint32  // how many names, where there are several
 	aliases map[string]string // path of a further name: path of the first
 }
 
-func newImageFS(root *node, s *spool) *imageFS {
-	f := &imageFS{root: root, spool: s, links: map[*node]uint32{}, aliases: map[string]string{}}
+func newImageFS(root *node) *imageFS {
+	f := &imageFS{root: root, links: map[*node]uint32{}, aliases: map[string]string{}}
 	f.count(root)
 	for n, names := range f.links {
 		if names == 1 {
@@ -86,7 +85,7 @@ func (f *imageFS) Open(name string) (fs.File, error) {
 	if n.kind() != unix.S_IFREG {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
 	}
-	return &imageFile{f.spool.content(n), f.info(name, n)}, nil
+	return &imageFile{n.content(), f.info(name, n)}, nil
 }
 
 // Stat implements fs.StatFS.
@@ -190,11 +189,8 @@ func (f *imageFile) Close() error               { return nil }
 
 // writeImage writes a tree as one EROFS file. The same tree gives the same
 // bytes. The file must be empty and open for reading and writing.
-func writeImage(ctx context.Context, out *os.File, root *node, s *spool) error {
-	if err := s.finish(); err != nil {
-		return fmt.Errorf("write image: %w", err)
-	}
-	src := newImageFS(root, s)
+func writeImage(ctx context.Context, out *os.File, root *node) error {
+	src := newImageFS(root)
 	buffered := newSparseWriter(out)
 	w := erofs.Create(&contextWriter{ctx, buffered}, erofs.WithBuildTime(0, 0), erofs.WithBlockSize(blockSize))
 	if err := errors.Join(w.CopyFrom(src), w.Close(), buffered.Flush()); err != nil {

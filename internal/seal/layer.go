@@ -53,6 +53,7 @@ type flattener struct {
 	left  Limits
 	// dropped are the entries that were made harmless by leaving them out.
 	dropped drops
+	opened  []*layerStream // of build, until the image is written
 }
 
 // drops counts what was left out and remembers the first few.
@@ -74,15 +75,25 @@ func newFlattener(s *spool, limits Limits) *flattener {
 // layer reads one layer's tar and puts it over the tree. The error names the
 // layer and the entry. After an error the tree must not be used.
 func (f *flattener) layer(ctx context.Context, name kiln.Digest, r io.Reader) error {
+	return f.layerAt(ctx, name, &layerTar{Reader: tar.NewReader(r)})
+}
+
+// layerTar is a layer's tar. Where it is a plain file, contents are left there.
+type layerTar struct {
+	*tar.Reader
+	plain io.ReaderAt
+	read  func() int64 // bytes read so far: where the present entry's content begins
+}
+
+func (f *flattener) layerAt(ctx context.Context, name kiln.Digest, a *layerTar) error {
 	upper := newDir()
 	v := view{upper: upper, lower: f.root, made: f.countEntry}
-	archive := tar.NewReader(r)
 	last := "(first)"
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		h, err := archive.Next()
+		h, err := a.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -90,7 +101,7 @@ func (f *flattener) layer(ctx context.Context, name kiln.Digest, r io.Reader) er
 			return refuse(name, "after "+last, err)
 		}
 		last = h.Name
-		if err := f.entry(ctx, v, h, archive); err != nil {
+		if err := f.entry(ctx, v, h, a); err != nil {
 			return refuse(name, h.Name, err)
 		}
 	}
@@ -111,7 +122,7 @@ func refuse(layer kiln.Digest, entry string, err error) error {
 }
 
 // entry applies one entry of the tar.
-func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content io.Reader) error {
+func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *layerTar) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -201,7 +212,7 @@ func (f *flattener) whiteout(v view, dir []string, base string) error {
 }
 
 // node makes the node that an entry describes; for a hard link, finds it.
-func (f *flattener) node(ctx context.Context, v view, h *tar.Header, content io.Reader) (*node, error) {
+func (f *flattener) node(ctx context.Context, v view, h *tar.Header, content *layerTar) (*node, error) {
 	if h.Typeflag == tar.TypeLink {
 		return f.hardLink(v, h)
 	}
@@ -228,11 +239,33 @@ func (f *flattener) node(ctx context.Context, v view, h *tar.Header, content io.
 		}
 		f.left.Bytes -= h.Size
 		n.size = h.Size
-		n.offset, err = f.spool.add(ctx, content, h.Size)
+		n.from, n.offset, err = f.content(ctx, h, content)
 	default:
 		return nil, fmt.Errorf("it has the unknown type %q", h.Typeflag)
 	}
 	return n, err
+}
+
+// content tells where an entry's content is, or spools it.
+func (f *flattener) content(ctx context.Context, h *tar.Header, a *layerTar) (io.ReaderAt, int64, error) {
+	if a.plain != nil && !isSparse(h) {
+		return a.plain, a.read(), nil
+	}
+	offset, err := f.spool.add(ctx, a, h.Size)
+	return f.spool.file, offset, err
+}
+
+// isSparse tells entries that are stored without their holes.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // hardLink finds what the entry is another name of, in this layer or below.

@@ -54,9 +54,11 @@ func (s *Sealer) live(key Key) (Root, bool) {
 }
 
 // mount adopts the mount of a key when it is the recorded one, and makes it
-// otherwise. It returns errDamaged when the file is not as recorded.
+// otherwise. It returns errDamaged when the file is not as recorded. A file
+// that was just sealed has no digest in its record: it gets it here, so that
+// it is hashed once, protected already and by the open file that is mounted.
 func (s *Sealer) mount(ctx context.Context, key Key, r record) (Root, error) {
-	if is, ok := s.adopt(key); ok {
+	if is, ok := s.adopt(key); ok && r.Seal != "" {
 		return s.remember(key, r, is), nil
 	}
 	if err := s.unmount(key); err != nil {
@@ -71,12 +73,8 @@ func (s *Sealer) mount(ctx context.Context, key Key, r record) (Root, error) {
 	if protection == ProtectionNone {
 		s.opt.Log.WarnContext(ctx, "file system cannot make the sealed image immutable", "file", f.Name())
 	}
-	digest, size, err := hashFile(ctx, f)
-	if err != nil {
-		return Root{}, fmt.Errorf("verify seal: %w", err)
-	}
-	if digest != r.Seal || size != r.Size {
-		return Root{}, fmt.Errorf("%w: it has the digest %s", errDamaged, digest)
+	if r, err = s.verify(ctx, key, r, f); err != nil {
+		return Root{}, err
 	}
 	if err := mountFile(f, s.mountDir(key)); err != nil {
 		return Root{}, err
@@ -90,6 +88,23 @@ func (s *Sealer) mount(ctx context.Context, key Key, r record) (Root, error) {
 		return Root{}, errors.Join(fmt.Errorf("mount seal: %w", err), s.unmount(key))
 	}
 	return s.remember(key, r, is), nil
+}
+
+// verify hashes a sealed file and compares, or records, its digest.
+func (s *Sealer) verify(ctx context.Context, key Key, r record, f *os.File) (record, error) {
+	digest, size, err := hashFile(ctx, f)
+	switch {
+	case err != nil:
+		return r, fmt.Errorf("verify seal: %w", err)
+	case r.Seal == "":
+		r.Seal, r.Size = digest, size
+		s.opt.Log.InfoContext(ctx, "image is sealed", "image", string(r.Image), "seal", string(digest), "bytes", size)
+		return r, s.save(key, r)
+	case digest != r.Seal || size != r.Size:
+		return r, fmt.Errorf("%w: it has the digest %s", errDamaged, digest)
+	default:
+		return r, nil
+	}
 }
 
 func (s *Sealer) remember(key Key, r record, is identity) Root {

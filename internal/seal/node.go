@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"io"
 	"maps"
 	"slices"
 
@@ -14,9 +15,10 @@ type node struct {
 	uid, gid uint32
 	sec      int64 // modification time
 	nsec     uint32
-	size     int64  // of a regular file, in bytes
-	offset   int64  // of its content in the spool
-	target   string // of a symbolic link
+	size     int64       // of a regular file, in bytes
+	from     io.ReaderAt // where its content is: the spool, or a layer that is a plain tar
+	offset   int64       // of its content there
+	target   string      // of a symbolic link
 	xattrs   map[string]string
 	children map[string]*node // of a folder
 
@@ -35,6 +37,9 @@ func newDir() *node {
 func (n *node) kind() uint32    { return n.mode & unix.S_IFMT }
 func (n *node) isDir() bool     { return n.kind() == unix.S_IFDIR }
 func (n *node) isSymlink() bool { return n.kind() == unix.S_IFLNK }
+
+// content reads a regular file. Everything must have been read and flushed.
+func (n *node) content() *io.SectionReader { return io.NewSectionReader(n.from, n.offset, n.size) }
 
 // names returns the sorted names in a folder.
 func (n *node) names() []string { return slices.Sorted(maps.Keys(n.children)) }

@@ -57,6 +57,9 @@ func (s *Sealer) load(key Key) (record, error) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return r, fmt.Errorf("read %s: %w", s.recordPath(key), err)
 	}
+	if _, err := kiln.ParseDigest(string(r.Seal)); err != nil {
+		return r, fmt.Errorf("read %s: %w", s.recordPath(key), err)
+	}
 	if r.Format != formatVersion || keyOf(r.Image, r.Points) != key {
 		return r, fmt.Errorf("read %s: it belongs to something else", s.recordPath(key))
 	}

@@ -254,8 +254,7 @@ func (s *Sealer) make(ctx context.Context, key Key, manifest kiln.Digest, points
 	case <-ctx.Done():
 		return Root{}, ctx.Err()
 	}
-	r, err := s.load(key)
-	if err == nil {
+	if r, err := s.load(key); err == nil {
 		root, err := s.mount(ctx, key, r)
 		if !errors.Is(err, errDamaged) {
 			return root, err
@@ -265,7 +264,8 @@ func (s *Sealer) make(ctx context.Context, key Key, manifest kiln.Digest, points
 	if err := s.discard(key); err != nil {
 		return Root{}, err
 	}
-	if r, err = s.seal(ctx, key, manifest, points); err != nil {
+	r, err := s.seal(ctx, key, manifest, points)
+	if err != nil {
 		return Root{}, err
 	}
 	return s.mount(ctx, key, r)

@@ -52,10 +52,6 @@ func (s *spool) finish() error {
 	return s.file.Truncate(s.end)
 }
 
-func (s *spool) content(n *node) *io.SectionReader {
-	return io.NewSectionReader(s.file, n.offset, n.size)
-}
-
 func (s *spool) close() error { return s.file.Close() }
 
 // contextReader ends with its context.

@@ -28,12 +28,13 @@ const slack = 4 << 30
 type layerStream struct {
 	desc   ocispec.Descriptor
 	diffID kiln.Digest
+	plain  bool // the blob is the tar
 
 	file     *os.File
-	packed   hash.Hash // over the blob
-	raw      io.Reader // the blob, hashed
-	unpacked hash.Hash // over the tar
-	tar      io.Reader // the tar, hashed and bounded
+	packed   hash.Hash      // over the blob, where it is not the tar
+	raw      io.Reader      // the blob, hashed
+	unpacked hash.Hash      // over the tar
+	tar      *boundedReader // the tar, hashed and bounded
 	stop     func()
 }
 
@@ -45,13 +46,26 @@ func openLayer(store Store, desc ocispec.Descriptor, diffID kiln.Digest, limit i
 	if info, err := f.Stat(); err != nil || info.Size() != desc.Size {
 		return nil, errors.Join(kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: it has not the %d bytes of the manifest", desc.Digest, desc.Size), err, f.Close())
 	}
-	s := &layerStream{desc: desc, diffID: diffID, file: f, packed: sha256.New(), unpacked: sha256.New(), stop: func() {}}
-	s.raw = io.TeeReader(f, s.packed)
+	s := &layerStream{
+		desc: desc, diffID: diffID, plain: compression(desc.MediaType) == "none",
+		file: f, packed: sha256.New(), unpacked: sha256.New(), stop: func() {},
+	}
+	s.raw = io.Reader(f)
+	if !s.plain {
+		s.raw = io.TeeReader(f, s.packed)
+	}
 	inflated, err := s.inflate(bufio.NewReaderSize(s.raw, 256<<10))
 	if err != nil {
-		return nil, errors.Join(kiln.Errorf(kiln.CodeInvalid, "", "layer %s: %w", desc.Digest, err), f.Close())
+		s.close()
+		return nil, kiln.Errorf(kiln.CodeInvalid, "", "layer %s: %w", desc.Digest, err)
 	}
-	s.tar = &boundedReader{io.TeeReader(inflated, s.unpacked), limit}
+	if !s.plain {
+		ahead := readAhead(inflated)
+		stop := s.stop
+		s.stop = func() { ahead.stop(); stop() }
+		inflated = ahead
+	}
+	s.tar = &boundedReader{r: io.TeeReader(inflated, s.unpacked), limit: limit}
 	return s, nil
 }
 
@@ -102,40 +116,50 @@ func compression(mediaType string) string {
 
 // verify reads what tar readers leave unread and compares both digests.
 func (s *layerStream) verify(ctx context.Context) error {
-	_, err := io.Copy(io.Discard, &contextReader{ctx, s.tar})
-	if err == nil {
-		_, err = io.Copy(io.Discard, &contextReader{ctx, s.raw})
+	buf := make([]byte, 256<<10)
+	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, &contextReader{ctx, s.tar}, buf)
+	if err == nil { // what the unpacker did not need; it is idle now
+		_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, &contextReader{ctx, s.raw}, buf)
 	}
 	if err != nil {
 		return refuse(kiln.Digest(s.desc.Digest), "(end)", err)
 	}
-	if got := digestOf(s.packed); got != kiln.Digest(s.desc.Digest) {
-		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: its content has the digest %s", s.desc.Digest, got)
+	tar := digestOf(s.unpacked)
+	blob := tar
+	if !s.plain {
+		blob = digestOf(s.packed)
 	}
-	if got := digestOf(s.unpacked); got != s.diffID {
-		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s unpacks to %s, and the image's config says %s", s.desc.Digest, got, s.diffID)
+	if blob != kiln.Digest(s.desc.Digest) {
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: its content has the digest %s", s.desc.Digest, blob)
+	}
+	if tar != s.diffID {
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s unpacks to %s, and the image's config says %s", s.desc.Digest, tar, s.diffID)
 	}
 	return nil
 }
 
-func (s *layerStream) close() error {
+func (s *layerStream) close() {
 	s.stop()
-	return s.file.Close()
+	_ = s.file.Close() // it was only read
 }
 
-// boundedReader refuses to read more than a number of bytes.
+// boundedReader counts, and refuses to read more than a number of bytes.
 type boundedReader struct {
-	r    io.Reader
-	left int64
+	r     io.Reader
+	n     int64
+	limit int64
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	if b.left -= int64(n); b.left < 0 {
+	if b.n += int64(n); b.n > b.limit {
 		return 0, errors.New("the layer unpacks to more than allowed")
 	}
 	return n, err
 }
+
+// count returns the bytes read so far.
+func (b *boundedReader) count() int64 { return b.n }
 
 func digestOf(h hash.Hash) kiln.Digest {
 	return kiln.Digest("sha256:" + hex.EncodeToString(h.Sum(nil)))
