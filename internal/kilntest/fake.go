@@ -55,6 +55,7 @@ type Fake struct {
 	environments map[string]*fakeEnvironment
 	table        kiln.RouteTable
 	turns        int // of the choice among instances
+	unrouted     int // requests without a route
 	counts       map[kiln.Measurement]*kiln.Measurement
 	lines        []kiln.LogLine
 	owners       map[string]*fakeInstance // all that ever were, by ID

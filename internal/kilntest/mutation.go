@@ -1,6 +1,7 @@
 package kilntest
 
 import (
+	"runtime"
 	"slices"
 
 	"github.com/kilnproject/kiln"
@@ -76,12 +77,11 @@ func (f *Fake) breakRoute(table kiln.RouteTable) {
 	case f.broken[RouteIgnored] && len(f.table.Public) > 0:
 	case f.broken[RouteTorn] && len(f.table.Public) > 0:
 		f.table = kiln.RouteTable{}
-		f.mu.Unlock()
-		for range 100 {
-			f.mu.Lock() // let requests in between
-			f.mu.Unlock()
+		for before, n := f.unrouted, 0; f.unrouted == before && n < 10_000; n++ {
+			f.mu.Unlock() // let a request in between
+			runtime.Gosched()
+			f.mu.Lock()
 		}
-		f.mu.Lock()
 		f.table = table
 	default:
 		f.table = table

@@ -20,6 +20,7 @@ func (f *Fake) Get(host, path string) (status int, body, instance string, err er
 	defer f.mu.Unlock()
 	route, ok := f.match(host, path)
 	if !ok {
+		f.unrouted++
 		return 0, "", "", fmt.Errorf("no route for %s%s", host, path)
 	}
 	i := f.choose(route)
