@@ -182,7 +182,7 @@ func (c *conn) handle(head []byte) bool {
 		c.refuseHead(err)
 		return false
 	}
-	c.in.skip(len(head))
+	c.in.r += len(head)
 	c.in.hold()
 	c.body.Reset(c.req.Length)
 	c.begin(&c.req)

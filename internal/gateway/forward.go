@@ -372,7 +372,13 @@ func (x *exchange) end() bool {
 		x.up.close()
 	}
 	i.finish()
-	return clean && x.keeps()
+	if clean && x.keeps() {
+		return true
+	}
+	if err == nil && !c.body.Done() {
+		c.linger()
+	}
+	return false
 }
 
 // keeps says whether the client's connection can go on after the answer.

@@ -224,6 +224,9 @@ func (g *gateway) stop() {
 			c.expire(1)
 		}
 	})
+	ctx, cancel := context.WithTimeout(g.hard, g.limits.Stop)
+	defer cancel()
+	_ = g.http2.base.Shutdown(ctx) // it has no listeners: it says goodbye on its connections
 	limit := time.NewTimer(g.limits.Stop)
 	defer limit.Stop()
 	select {

@@ -46,6 +46,9 @@ func (r *responder) WriteHeader(status int) {
 		return
 	}
 	r.begun = true
+	if len(r.header["Trailer"]) > 0 && c.req.Minor == 1 {
+		delete(r.header, "Content-Length") // only a chunked body has trailers
+	}
 	if r.header.Get("Date") == "" {
 		out = http1.AppendText(out, "Date", c.g.date())
 	}

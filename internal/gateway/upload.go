@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/kilnproject/kiln/internal/gateway/http1"
@@ -106,8 +108,8 @@ func (x *exchange) stopUpload() error {
 		c.mu.Unlock()
 	}
 	c.entry.in = u.n
-	if stopped {
-		return nil
+	if stopped && !c.timedOut() && errors.Is(u.err, os.ErrDeadlineExceeded) {
+		return nil // that was us
 	}
 	return u.err
 }
