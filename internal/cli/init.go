@@ -39,6 +39,9 @@ func (a *app) scaffold() error {
 		}
 	}
 	for _, name := range names {
+		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return fileError(err)
+		}
 		if err := replaceFile(filepath.Join(a.dir, name), files[name]); err != nil {
 			return err
 		}
