@@ -45,6 +45,8 @@ type Control struct {
 	work         sync.WaitGroup
 	known        map[string]kiln.Instance // those that are not dead, as the ledger has them; only record and restore touch it
 
+	storm storm // only record touches it
+
 	kick   chan struct{} // asks for a reconcile soon
 	parked chan struct{} // says that a release may have been parked
 	router chan struct{} // held while a table is made and sent

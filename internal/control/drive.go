@@ -23,6 +23,7 @@ type drive struct {
 	holder  *holder
 	feed    *feed
 	states  map[int]kiln.ReleaseState // as the ledger has them
+	warm    bool
 
 	mu    sync.Mutex
 	state rollout.State
@@ -38,6 +39,10 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	if err != nil {
 		return nil, fmt.Errorf("list the releases of %s: %w", name, err)
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx) // a release that is stored is rolled out
 	kind := rollout.Rollback
 	if to.Number == 0 {
 		kind = rollout.Up
@@ -55,7 +60,7 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	}
 	now := c.now()
 	d := &drive{
-		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now),
+		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm,
 		record: kiln.Rollout{ID: rolloutID(name, to.Number, now), Environment: name, To: to.Number, Actor: actor, StartedAt: now.UTC()},
 	}
 	if r.From != nil {
@@ -110,6 +115,9 @@ func (d *drive) run(ctx context.Context) {
 }
 
 func (d *drive) steps(ctx context.Context) error {
+	if err := d.hit(d.state.Step, "before"); err != nil {
+		return err
+	}
 	var result *rollout.Result
 	for !d.state.Ended() {
 		changed := d.c.changes(d.rollout.Environment)
@@ -149,12 +157,12 @@ func (d *drive) see(ctx context.Context) (rollout.Seen, error) {
 	var seen rollout.Seen
 	var err error
 	switch d.state.Step {
-	case rollout.Ready, rollout.Settle:
+	case rollout.Ready, rollout.Settle, rollout.Vacate:
 		if seen.Fleets, err = d.c.engine.Observe(ctx, d.rollout.Environment); err != nil {
 			return seen, fmt.Errorf("observe: %w", err)
 		}
 		d.tell(seen.Fleets)
-	case rollout.Drain:
+	case rollout.Drain, rollout.UndoDrain:
 		measured, err := d.c.engine.Measure(ctx)
 		if err != nil {
 			return seen, fmt.Errorf("measure: %w", err)
@@ -165,7 +173,7 @@ func (d *drive) see(ctx context.Context) (rollout.Seen, error) {
 				seen.InFlight += m.InFlight
 			}
 		}
-	case rollout.Admit, rollout.Start, rollout.Verify, rollout.Switch, rollout.Workers, rollout.Retire,
+	case rollout.Admit, rollout.Evict, rollout.Start, rollout.Verify, rollout.Switch, rollout.Workers, rollout.Retire,
 		rollout.Done, rollout.UndoRoute, rollout.Undo, rollout.Failed:
 	}
 	return seen, nil
@@ -299,9 +307,11 @@ func (d *drive) act(ctx context.Context, actions []rollout.Action, changed <-cha
 // reason is shown with the instances that the present step creates.
 func (d *drive) reason() string {
 	switch d.state.Step {
-	case rollout.Undo, rollout.UndoRoute:
+	case rollout.Evict:
+		return fmt.Sprintf("room for release %d", d.record.To)
+	case rollout.Undo, rollout.UndoRoute, rollout.UndoDrain:
 		return fmt.Sprintf("release %d was undone", d.record.To)
-	case rollout.Admit, rollout.Start, rollout.Ready, rollout.Verify, rollout.Switch, rollout.Workers, rollout.Settle,
+	case rollout.Admit, rollout.Vacate, rollout.Start, rollout.Ready, rollout.Verify, rollout.Switch, rollout.Workers, rollout.Settle,
 		rollout.Drain, rollout.Retire, rollout.Done, rollout.Failed:
 	}
 	if d.rollout.Kind == rollout.Rollback {

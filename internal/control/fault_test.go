@@ -34,22 +34,74 @@ func (o *once) Hit(label string) error {
 // every kind of rollout and starts another over the same ledger and engine.
 func TestARestartAtAnyLabelEndsTheSame(t *testing.T) {
 	moves := map[string]func(*testing.T, *bench) error{
-		"up":         func(_ *testing.T, b *bench) error { _, err := b.up(shop("production", "3")); return err },
+		"up":         verified,
 		"warm back":  back(0),
 		"cold back":  back(1),
+		"crowded":    crowded,
 		"failed up":  failing(kilntest.Behaviour{StartFailed: "gone"}, "web"),
 		"bad worker": failing(kilntest.Behaviour{Exits: true, Start: time.Minute}, "mailer"),
 	}
+	hit := map[string]bool{}
 	for name, move := range moves {
 		for _, step := range rollout.Steps() {
+			if skipped(name, step) {
+				continue
+			}
 			for _, when := range []string{"before", "after"} {
 				label := string(step) + "." + when
 				t.Run(name+" "+label, func(t *testing.T) {
-					onBench(t, func(t *testing.T, b *bench) { restartAt(t, b, label, name, move) })
+					onBench(t, func(t *testing.T, b *bench) {
+						if restartAt(t, b, label, name, move) {
+							hit[label] = true
+						}
+					})
 				})
 			}
 		}
 	}
+	for _, step := range rollout.Steps() {
+		if !hit[string(step)+".before"] && step != rollout.Done && step != rollout.Failed {
+			t.Errorf("no move stopped before %s", step)
+		}
+		if !hit[string(step)+".after"] && step != rollout.Done && step != rollout.Failed {
+			t.Errorf("no move stopped after %s", step)
+		}
+	}
+}
+
+// verified ups a release with a check.
+func verified(_ *testing.T, b *bench) error {
+	a := shop("production", "3")
+	a.service("web").Rollout.Verify = []kiln.Verify{{Name: "page", HTTP: "/", Timeout: time.Second}}
+	_, err := b.up(a)
+	return err
+}
+
+// crowded ups on a machine without room for a third release.
+func crowded(_ *testing.T, b *bench) error {
+	b.engine.SetRoom(12)
+	_, err := b.up(shop("production", "3"))
+	return err
+}
+
+// skipped are steps that a move cannot come by.
+func skipped(name string, s rollout.Step) bool {
+	switch s {
+	case rollout.Evict, rollout.Vacate:
+		return name != "crowded"
+	case rollout.UndoRoute, rollout.UndoDrain:
+		return name != "bad worker"
+	case rollout.Undo, rollout.Failed:
+		return name != "bad worker" && name != "failed up"
+	case rollout.Verify:
+		return name != "up"
+	case rollout.Admit, rollout.Start, rollout.Ready:
+		return name == "warm back"
+	case rollout.Settle:
+		return name == "warm back" || name == "cold back"
+	case rollout.Switch, rollout.Workers, rollout.Drain, rollout.Retire, rollout.Done:
+	}
+	return name == "failed up"
 }
 
 func back(to int) func(*testing.T, *bench) error {
@@ -76,7 +128,7 @@ func failing(behave kilntest.Behaviour, service string) func(*testing.T, *bench)
 // inject makes the control plane stop at the bench's label from now on.
 func (b *bench) inject() { b.Control.faults = b.pending }
 
-func restartAt(t *testing.T, b *bench, label, name string, move func(*testing.T, *bench) error) {
+func restartAt(t *testing.T, b *bench, label, name string, move func(*testing.T, *bench) error) bool {
 	b.mustUp(shop("production", "1"))
 	b.mustUp(shop("production", "2"))
 	b.settled()
@@ -97,6 +149,7 @@ func restartAt(t *testing.T, b *bench, label, name string, move func(*testing.T,
 	time.Sleep(time.Minute)
 	b.settled()
 	b.wantWhole(name)
+	return fault.hit
 }
 
 // wantWhole checks the end of a move: one release or the other, and nothing
@@ -106,7 +159,7 @@ func (b *bench) wantWhole(name string) {
 	two := map[string]int{"web 2": 3, "orders 2": 2, "mailer 2": 1, "web 1": 3, "orders 1": 2}
 	one := map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1}
 	switch name {
-	case "up":
+	case "up", "crowded":
 		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseParked, kiln.ReleaseLive)
 		b.wantRunning("production", map[string]int{"web 3": 3, "orders 3": 2, "mailer 3": 1, "web 2": 3, "orders 2": 2})
 	case "warm back":

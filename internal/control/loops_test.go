@@ -154,6 +154,34 @@ func TestThousandsOfInstancesAndAStormOfEvents(t *testing.T) {
 		if len(alive) != 1003 {
 			t.Fatalf("the ledger knows %d instances", len(alive))
 		}
+		count := map[string]int{}
+		for _, kind := range b.kinds("production") {
+			count[kind]++
+		}
+		if count["instance.ready"] != 1003 || count["egress.blocked"] != stormBurst || count["events.dropped"] != 1 {
+			t.Fatalf("events %v", count)
+		}
+	})
+}
+
+func TestAnOlderParkedReleaseMakesRoom(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.engine.SetRoom(12)
+		b.mustUp(shop("production", "1"))
+		b.mustUp(shop("production", "2"))
+		b.settled()
+		b.wantStates("production", kiln.ReleaseParked, kiln.ReleaseLive)
+		b.mustUp(shop("production", "3"))
+		b.settled()
+		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseParked, kiln.ReleaseLive)
+		a := shop("production", "4")
+		a.service("web").Count = 9
+		if _, err := b.up(a); !errors.Is(err, kiln.ErrNoRoom) {
+			t.Fatalf("up without room: %v", err)
+		}
+		b.settled()
+		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseRetired, kiln.ReleaseLive, kiln.ReleaseFailed)
+		b.wantRunning("production", map[string]int{"web 3": 3, "orders 3": 2, "mailer 3": 1})
 	})
 }
 

@@ -16,17 +16,19 @@ const maxBatch = 512
 // record writes what the engine saw into the ledger, many changes in one
 // transaction, and wakes those who wait for it.
 func (c *Control) record(ctx context.Context, changes <-chan kiln.Change) {
+	tick := time.NewTicker(stormFlush)
+	defer tick.Stop()
 	for {
-		first, ok := <-changes
-		if !ok {
-			return
+		select {
+		case first, ok := <-changes:
+			if !ok {
+				return
+			}
+			c.write(ctx, c.describe(ctx, c.gather(first, changes)))
+			c.poke()
+		case <-tick.C:
+			c.write(ctx, kiln.Record{Events: c.storm.flush(c.now())})
 		}
-		batch := c.gather(first, changes)
-		if len(batch) == 0 {
-			continue
-		}
-		c.write(ctx, batch)
-		c.poke()
 	}
 }
 
@@ -65,10 +67,9 @@ func (c *Control) wakeAll(batch []kiln.Change) []kiln.Change {
 	return batch
 }
 
-// write records a batch; when the ledger does not take it, it is tried again
+// write records what happened; when the ledger does not take it, it is tried again
 // until ctx ends, while the engine's own bound holds what comes after.
-func (c *Control) write(ctx context.Context, batch []kiln.Change) {
-	r := c.describe(ctx, batch)
+func (c *Control) write(ctx context.Context, r kiln.Record) {
 	for len(r.Events)+len(r.Instances) > 0 {
 		err := c.ledger.Commit(ctx, r)
 		if err == nil {
@@ -90,7 +91,7 @@ func (c *Control) describe(ctx context.Context, batch []kiln.Change) kiln.Record
 		case one.Missed:
 			r = merge(r, c.resync(ctx))
 		case one.Event != nil:
-			r.Events = append(r.Events, *one.Event)
+			r.Events = append(r.Events, c.storm.admit(*one.Event, c.now())...)
 		case one.Instance != nil:
 			r = merge(r, c.lived(*one.Instance, one.At))
 		}
@@ -154,7 +155,7 @@ func (c *Control) remember(ctx context.Context) error {
 	for _, i := range alive {
 		c.known[i.ID] = i
 	}
-	c.write(ctx, []kiln.Change{{Missed: true}})
+	c.write(ctx, c.resync(ctx))
 	return ctx.Err()
 }
 

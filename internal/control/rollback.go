@@ -15,6 +15,9 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 	if err := c.ready(ctx); err != nil {
 		return RollbackResult{}, err
 	}
+	if _, err := c.Releases(ctx, r.Environment); err != nil {
+		return RollbackResult{}, err
+	}
 	began := c.now()
 	feed := newFeed(emit)
 	defer feed.close()
@@ -35,7 +38,7 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 		c.release(r.Environment, h)
 		return RollbackResult{}, err
 	}
-	out := RollbackResult{From: d.record.From, To: d.record.To, Parked: d.state.Warm, URLs: c.urls(to)}
+	out := RollbackResult{From: d.record.From, To: d.record.To, Parked: d.warm, URLs: c.urls(to)}
 	err = c.watch(ctx, d)
 	out.Took = c.now().Sub(began)
 	return out, err

@@ -118,6 +118,9 @@ func failedAt(s rollout.State, step rollout.Step) string {
 
 // tell says how many instances of the new release are ready.
 func (d *drive) tell(seen kiln.Observation) {
+	if d.state.Step == rollout.Vacate {
+		return
+	}
 	for _, s := range d.rollout.To.Services {
 		if s.Template.Worker() != (d.state.Step == rollout.Settle) {
 			continue

@@ -191,11 +191,15 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 
 // condemned refuses what was rolled back, unless a person says so.
 func condemned(releases []kiln.Release, identity kiln.Digest, again bool) error {
-	for _, r := range releases {
-		if r.State == kiln.ReleaseCondemned && r.Identity() == identity && !again {
-			return kiln.Errorf(kiln.CodeRefused, "kiln up --again applies it once more",
-				"this is release %d of %s, which was rolled back", r.Number, r.Environment)
+	for _, r := range slices.Backward(releases) {
+		if r.Identity() != identity {
+			continue
 		}
+		if r.State != kiln.ReleaseCondemned || again {
+			return nil
+		}
+		return kiln.Errorf(kiln.CodeRefused, "kiln up --again applies it once more",
+			"this is release %d of %s, which was rolled back", r.Number, r.Environment)
 	}
 	return nil
 }
@@ -242,7 +246,7 @@ func findState(releases []kiln.Release, state kiln.ReleaseState) *kiln.Release {
 // phase is the name of a step's time in a result.
 func phase(s rollout.Step) string {
 	switch s {
-	case rollout.Admit:
+	case rollout.Admit, rollout.Evict, rollout.Vacate:
 		return "seal"
 	case rollout.Start, rollout.Ready:
 		return "start"
@@ -252,7 +256,7 @@ func phase(s rollout.Step) string {
 		return "switch"
 	case rollout.Drain, rollout.Retire, rollout.Done:
 		return "park"
-	case rollout.UndoRoute, rollout.Undo, rollout.Failed:
+	case rollout.UndoRoute, rollout.UndoDrain, rollout.Undo, rollout.Failed:
 	}
 	return "undo"
 }

@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/rollout"
 )
+
+// verifySlack is added to a check's own timeout.
+const verifySlack = 10 * time.Second
 
 // verify takes the checks of the new release, in the order of the definition,
 // before it has public traffic; the first that fails ends it.
@@ -32,6 +36,11 @@ func (d *drive) verify(ctx context.Context) error {
 // check takes one check of a service.
 func (d *drive) check(ctx context.Context, s kiln.ReleaseService, v kiln.Verify) error {
 	hint := fmt.Sprintf("mend the service, or change verify %q of service %s", v.Name, s.Template.Service)
+	if v.Timeout > 0 { // the engine keeps it; this is for one that hangs
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, v.Timeout+verifySlack)
+		defer cancel()
+	}
 	if v.HTTP != "" {
 		if err := d.c.engine.Check(ctx, kiln.FleetIDOf(d.rollout.Environment, s.Template), v); err != nil {
 			return kiln.Errorf(kiln.CodeFailed, hint, "verify %q of service %s: %w", v.Name, s.Template.Service, err)

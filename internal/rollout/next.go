@@ -20,7 +20,11 @@ const (
 func Next(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
 	switch s.Step {
 	case Admit:
-		return risk(s, seen, now, Start, Action{Kind: ActAdmit, Fleets: extra(r)})
+		return admit(r, s, seen, now)
+	case Evict:
+		return insist(s, seen, now, Vacate, Action{Kind: ActRoute}, Action{Kind: ActApply})
+	case Vacate:
+		return vacate(r, s, seen, now)
 	case Start:
 		// Calls of the new instances must find their own release at once.
 		return risk(s, seen, now, Ready, Action{Kind: ActRoute}, Action{Kind: ActApply})
@@ -38,16 +42,15 @@ func Next(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
 	case Settle:
 		return await(s, workers(r), seen, now, tidy(r, s))
 	case Drain:
-		if seen.InFlight == 0 || now.Sub(s.Began) >= drainLimit(leaving(r, s)) {
-			return s.enter(Retire, now), nil
-		}
-		return s, []Action{{Kind: ActWait, For: drainPoll}}
+		return drain(s, seen, now, drainLimit(leaving(r, s)...), Retire)
 	case Retire:
 		return insist(s, seen, now, Done, Action{Kind: ActRoute}, Action{Kind: ActApply})
 	case UndoRoute:
-		return insist(s, seen, now, Undo, Action{Kind: ActRoute})
+		return insist(s, seen, now, UndoDrain, Action{Kind: ActRoute}, Action{Kind: ActApply})
+	case UndoDrain:
+		return drain(s, seen, now, drainLimit(r.To), Undo)
 	case Undo:
-		return insist(s, seen, now, Failed, Action{Kind: ActApply}, Action{Kind: ActRoute})
+		return insist(s, seen, now, Failed, Action{Kind: ActRoute}, Action{Kind: ActApply})
 	case Done, Failed:
 	}
 	return s, nil
@@ -90,6 +93,48 @@ func await(s State, fleets []kiln.Fleet, seen Seen, now time.Time, next Step) (S
 	}
 }
 
+// admit makes the machine ready for the new release. When it has no room, the
+// release that was parked before has to go; it would at the switch anyhow.
+func admit(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
+	full := seen.Result != nil && seen.Result.Failure != nil && seen.Result.Failure.Code == kiln.CodeNoRoom
+	if full && r.Kind == Up && r.Parked != nil && !s.Evicted {
+		s.Evicted = true
+		return s.enter(Evict, now), nil
+	}
+	return risk(s, seen, now, Start, Action{Kind: ActAdmit, Fleets: extra(r)})
+}
+
+// vacate waits until the evicted release's instances are gone, for as long as
+// they may take.
+func vacate(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
+	stay := map[kiln.FleetID]bool{}
+	for _, f := range Fleets(r, s) {
+		stay[f.ID()] = true
+	}
+	left := 0
+	var limit time.Duration
+	for _, one := range r.Parked.Services {
+		limit = max(limit, one.Template.Config.Drain+one.Template.Config.Grace)
+		if id := kiln.FleetIDOf(r.Environment, one.Template); !stay[id] {
+			status, _ := seen.Fleets.Fleet(id)
+			left += len(status.Instances)
+		}
+	}
+	rest := s.Began.Add(limit + startSlack).Sub(now)
+	if left == 0 || rest <= 0 {
+		return s.enter(Admit, now), nil
+	}
+	return s, []Action{{Kind: ActWait, For: rest}}
+}
+
+// drain waits until nothing is in flight to what leaves, for the limit at most.
+func drain(s State, seen Seen, now time.Time, limit time.Duration, next Step) (State, []Action) {
+	if seen.InFlight == 0 || now.Sub(s.Began) >= limit {
+		return s.enter(next, now), nil
+	}
+	return s, []Action{{Kind: ActWait, For: drainPoll}}
+}
+
 // switchOver gives the new release the traffic.
 func switchOver(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
 	next, actions := risk(s, seen, now, Workers, Action{Kind: ActRoute})
@@ -130,7 +175,7 @@ func parkTime(r kiln.Release) time.Duration {
 }
 
 // drainLimit bounds the wait for the leaving releases' requests in flight.
-func drainLimit(leaving []kiln.Release) time.Duration {
+func drainLimit(leaving ...kiln.Release) time.Duration {
 	var limit time.Duration
 	for _, r := range leaving {
 		for _, s := range r.Services {

@@ -31,6 +31,8 @@ type Step string
 // The steps of a rollout, in their order, and those of its undoing.
 const (
 	Admit     Step = "admit"      // the engine has what instances need, and room
+	Evict     Step = "evict"      // no room: the release that was parked before ends
+	Vacate    Step = "vacate"     // its instances are gone
 	Start     Step = "start"      // serving fleets of the new release beside the old
 	Ready     Step = "ready"      // all of them can take traffic
 	Verify    Step = "verify"     // the definition's own checks
@@ -40,14 +42,18 @@ const (
 	Drain     Step = "drain"      // requests in flight to what leaves end
 	Retire    Step = "retire"     // what is neither live nor parked ends
 	Done      Step = "done"       // the new release is live
-	UndoRoute Step = "undo_route" // traffic back to the old release
+	UndoRoute Step = "undo_route" // traffic and workers back to the old release
+	UndoDrain Step = "undo_drain" // requests in flight to the new release end
 	Undo      Step = "undo"       // the new fleets end
 	Failed    Step = "failed"     // the old release is live
 )
 
 // Steps are all labels, in order.
 func Steps() []Step {
-	return []Step{Admit, Start, Ready, Verify, Switch, Workers, Settle, Drain, Retire, Done, UndoRoute, Undo, Failed}
+	return []Step{
+		Admit, Evict, Vacate, Start, Ready, Verify, Switch, Workers, Settle, Drain, Retire, Done,
+		UndoRoute, UndoDrain, Undo, Failed,
+	}
 }
 
 // Rollout is what moves; it does not change while it runs.
@@ -68,6 +74,8 @@ type State struct {
 	Parked int `json:"parked,omitempty"`
 	// Warm means that To's serving fleets ran already: one swap.
 	Warm bool `json:"warm,omitempty"`
+	// Evicted means that Parked had to end to make room.
+	Evicted bool `json:"evicted,omitempty"`
 	// Before is where To stood before; it goes back there when undone.
 	Before kiln.ReleaseState `json:"before"`
 	// Began is when the step began, or was taken up again after a restart.
@@ -160,7 +168,7 @@ func (s State) Decided() bool {
 		return true
 	case Workers, Settle:
 		return s.Kind == Rollback
-	case Admit, Start, Ready, Verify, Switch, UndoRoute, Undo:
+	case Admit, Evict, Vacate, Start, Ready, Verify, Switch, UndoRoute, UndoDrain, Undo:
 	}
 	return false
 }
@@ -170,7 +178,7 @@ func (s State) switched() bool {
 	switch s.Step {
 	case Switch, Workers, Settle, Drain, Retire, Done:
 		return true
-	case Admit, Start, Ready, Verify, UndoRoute, Undo, Failed:
+	case Admit, Evict, Vacate, Start, Ready, Verify, UndoRoute, UndoDrain, Undo, Failed:
 	}
 	return false
 }

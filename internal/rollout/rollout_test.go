@@ -90,7 +90,11 @@ func (w world) observation() kiln.Observation {
 func (w *world) take(r Rollout, s State, actions []Action, fail bool) *Result {
 	for i, a := range actions {
 		if fail && i == len(actions)-1 && a.Kind != ActWait {
-			return &Result{Failure: &Failure{Message: "asked for"}}
+			f := &Failure{Message: "asked for"}
+			if a.Kind == ActAdmit {
+				f.Code = kiln.CodeNoRoom
+			}
+			return &Result{Failure: f}
 		}
 		switch a.Kind {
 		case ActApply:
@@ -174,14 +178,23 @@ func TestAFailedRolloutEndsAtTheOldRelease(t *testing.T) {
 		fleets, view := before(r)
 		w := &world{fleets: fleets, view: view}
 		bad := rapid.SampledFrom(Steps()).Draw(t, "bad")
-		failures := 0
+		failures, times := 0, rapid.IntRange(1, 3).Draw(t, "times")
 		end := run(t, r, Begin(r, false, time.Unix(1000, 0)), w, func(s Step) bool {
 			if s == bad {
 				failures++
 			}
-			return s == bad && failures < 3
+			return s == bad && failures <= times
 		}, func(State) {})
 		wantFleets, wantView := before(r)
+		if end.Evicted {
+			wantFleets, wantView = applied(r, end), ViewOf(r, end)
+			if r.Parked == nil || slices.ContainsFunc(wantView.Others, func(o kiln.Release) bool { return o.Number == r.Parked.Number }) {
+				t.Fatal("evicted and still parked")
+			}
+			if end.Step == Failed && wantView.Live.Number != r.From.Number {
+				t.Fatal("failed, and the old release is not live")
+			}
+		}
 		if end.Step == Done {
 			wantFleets, wantView = applied(r, end), ViewOf(r, end)
 			if wantView.Live.Number != r.To.Number {

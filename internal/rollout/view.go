@@ -22,32 +22,33 @@ func ViewOf(r Rollout, s State) View {
 		}
 		return others
 	}
-	to := r.To
+	to, parked := r.To, parkedNow(r, s)
 	switch s.Step {
-	case Start, Ready, Verify, UndoRoute:
-		return View{Live: r.From, Others: add(&to, r.Parked)}
+	case Start, Ready, Verify, UndoRoute, UndoDrain:
+		return View{Live: r.From, Others: add(&to, parked)}
 	case Switch, Workers, Settle, Drain:
-		return View{Live: &to, Others: add(r.From, r.Parked)}
+		return View{Live: &to, Others: add(r.From, parked)}
 	case Retire, Done:
 		return View{Live: &to, Others: add(parkedAfter(r, s))}
-	case Admit, Undo, Failed:
+	case Admit, Evict, Vacate, Undo, Failed:
 	}
-	return View{Live: r.From, Others: add(r.Parked, toBefore(r, s))}
+	return View{Live: r.From, Others: add(parked, toBefore(r, s))}
 }
 
 // Fleets returns what must run in state s.
 func Fleets(r Rollout, s State) []kiln.Fleet {
-	to := r.To
+	to, parked := r.To, plan.Part{Release: parkedNow(r, s), Spare: true}
+	from := plan.Part{Release: r.From, Workers: true}
 	switch s.Step {
-	case Start, Ready, Verify, Switch, UndoRoute:
-		return plan.Fleets(r.Environment, plan.Part{Release: r.From, Workers: true}, plan.Part{Release: &to}, plan.Part{Release: r.Parked, Spare: true})
+	case Start, Ready, Verify, Switch, UndoRoute, UndoDrain:
+		return plan.Fleets(r.Environment, from, plan.Part{Release: &to}, parked)
 	case Workers, Settle, Drain:
-		return plan.Fleets(r.Environment, plan.Part{Release: &to, Workers: true}, plan.Part{Release: r.From, Spare: true}, plan.Part{Release: r.Parked, Spare: true})
+		return plan.Fleets(r.Environment, plan.Part{Release: &to, Workers: true}, plan.Part{Release: r.From, Spare: true}, parked)
 	case Retire, Done:
 		return plan.Fleets(r.Environment, plan.Part{Release: &to, Workers: true}, plan.Part{Release: parkedAfter(r, s), Spare: true})
-	case Admit, Undo, Failed:
+	case Admit, Evict, Vacate, Undo, Failed:
 	}
-	return plan.Fleets(r.Environment, plan.Part{Release: r.From, Workers: true}, plan.Part{Release: r.Parked, Spare: true}, plan.Part{Release: toBefore(r, s), Spare: true})
+	return plan.Fleets(r.Environment, from, parked, plan.Part{Release: toBefore(r, s), Spare: true})
 }
 
 // Marks returns where each release of the rollout stands in state s.
@@ -74,26 +75,33 @@ func Marks(r Rollout, s State) []kiln.ReleaseMark {
 		if s.Kind == Up {
 			parked = kiln.ReleaseRetired
 		}
-	case UndoRoute, Undo, Failed:
+	case UndoRoute, UndoDrain, Undo, Failed:
 		next = s.Before
 		if s.Kind == Up {
 			next = kiln.ReleaseFailed
 		}
-	case Admit, Start, Ready, Verify, Switch:
+	case Admit, Evict, Vacate, Start, Ready, Verify, Switch:
+	}
+	if s.Evicted {
+		parked = kiln.ReleaseRetired
 	}
 	return append(append(mark(r.From, live), mark(&to, next)...), mark(r.Parked, parked)...)
 }
 
-// Leaving returns the fleets that no release needs once the rollout is done.
+// Leaving returns the fleets that no release needs once the rollout is done,
+// or undone.
 func Leaving(r Rollout, s State) []kiln.FleetID {
-	done := s
-	done.Step = Done
+	end, gone := s, leaving(r, s)
+	end.Step = Done
+	if s.Failure != nil {
+		end.Step, gone = Failed, []kiln.Release{r.To}
+	}
 	stay := map[kiln.FleetID]bool{}
-	for _, f := range Fleets(r, done) {
+	for _, f := range Fleets(r, end) {
 		stay[f.ID()] = true
 	}
 	var out []kiln.FleetID
-	for _, release := range leaving(r, s) {
+	for _, release := range gone {
 		for _, one := range release.Services {
 			if id := kiln.FleetIDOf(r.Environment, one.Template); !stay[id] {
 				out = append(out, id)
@@ -130,6 +138,14 @@ func fromAfter(s State) kiln.ReleaseState {
 	}
 }
 
+// parkedNow is the release that was parked before, while it still is.
+func parkedNow(r Rollout, s State) *kiln.Release {
+	if s.Evicted {
+		return nil
+	}
+	return r.Parked
+}
+
 // parkedAfter is the release that is parked in the end; nil for none.
 func parkedAfter(r Rollout, s State) *kiln.Release {
 	switch {
@@ -157,7 +173,7 @@ func leaving(r Rollout, s State) []kiln.Release {
 	if r.From != nil && fromAfter(s) != kiln.ReleaseParked {
 		out = append(out, *r.From)
 	}
-	if r.Parked != nil && s.Kind == Up {
+	if r.Parked != nil && s.Kind == Up && !s.Evicted {
 		out = append(out, *r.Parked)
 	}
 	return out
