@@ -22,6 +22,7 @@ var errConnect = errors.New("the instance could not be reached")
 type call struct {
 	g       *gateway
 	target  *target
+	find    func() (*target, *refusal)
 	entry   *entry
 	private bool // from an instance
 	secure  bool // over TLS
@@ -59,6 +60,10 @@ func (c *call) carry(w http.ResponseWriter, r *http.Request) {
 	for c.entry.tries = 1; c.entry.tries <= maxTries; c.entry.tries++ {
 		m := c.target.choose(c.g.now(), avoid)
 		if m == nil {
+			if next := c.g.again(c.target, c.find); next != nil {
+				c.target = next
+				continue
+			}
 			if len(c.target.shares) > 0 {
 				c.target.shares[0].fleet.gone.failed()
 			}

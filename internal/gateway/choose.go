@@ -14,6 +14,7 @@ const suspicion = 5 * time.Second
 
 // target is where the requests of one route go.
 type target struct {
+	table       *table // that it is of
 	environment string
 	name        string // of the route or service
 	protocol    kiln.Protocol

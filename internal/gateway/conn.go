@@ -190,7 +190,7 @@ func (c *conn) handle(head []byte) bool {
 	if c.role == roleHTTP && c.g.tls.challenged(c) {
 		return c.keeps()
 	}
-	t, no := c.g.route(c.listener, c.role, c.client, c.sni, c.req.Name, c.req.Path)
+	t, no := c.find()
 	if no != nil {
 		return c.refuse(*no)
 	}

@@ -169,6 +169,10 @@ func (x *exchange) begin() *refusal {
 		if !fresh {
 			m := x.target.choose(c.g.now(), avoid)
 			if m == nil {
+				if next := c.g.again(x.target, c.find); next != nil {
+					x.target = next
+					continue
+				}
 				return x.nobody()
 			}
 			if m == avoid {

@@ -294,3 +294,5 @@ func TestOlderTableIsRefused(t *testing.T) {
 		t.Errorf("an older table: %v, want a conflict", err)
 	}
 }
+
+func bufioReader(r io.Reader) *bufio.Reader { return bufio.NewReader(r) }

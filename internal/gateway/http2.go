@@ -112,7 +112,7 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 		no.write(w, e)
 		return
 	}
-	call := &call{g: s.g, target: t, entry: e, private: s.role == rolePrivate, secure: s.role == roleHTTPS}
+	call := &call{g: s.g, target: t, find: func() (*target, *refusal) { return s.route(r, e) }, entry: e, private: s.role == rolePrivate, secure: s.role == roleHTTPS}
 	call.carry(w, r)
 }
 

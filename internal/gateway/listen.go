@@ -216,7 +216,7 @@ func (g *gateway) servePrivate(nc net.Conn, l *listener) {
 	client := remoteAddr(nc)
 	t := g.table.Load()
 	if p := t.private[l.name]; p != nil && p.protocol == "tcp" {
-		g.serveTCP(nc, func() (*target, *refusal) { return t.privately(l.name, client) })
+		g.serveTCP(nc, func() (*target, *refusal) { return g.table.Load().privately(l.name, client) })
 		return
 	}
 	newConn(g, nc, l).serve()

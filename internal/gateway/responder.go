@@ -230,7 +230,7 @@ func (c *conn) viaHandler(t *target) (again bool) {
 			again = false
 		}
 	}()
-	call := &call{g: c.g, target: t, entry: &c.entry, private: c.role == rolePrivate, secure: c.role == roleHTTPS}
+	call := &call{g: c.g, target: t, find: c.find, entry: &c.entry, private: c.role == rolePrivate, secure: c.role == roleHTTPS}
 	r := c.request(ctx)
 	if b, ok := r.Body.(*clientBody); ok {
 		defer b.end()

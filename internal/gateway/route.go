@@ -63,3 +63,21 @@ func (g *gateway) redirection(name, target string) refusal {
 	where := "https://" + name + g.table.Load().secure + target
 	return refusal{status: 308, text: "This host is served over TLS: " + where, location: where}
 }
+
+// again finds the target anew when nobody was ready and a new table came
+// meanwhile: its instances may be others. Nil means that there is no better.
+func (g *gateway) again(t *target, find func() (*target, *refusal)) *target {
+	if t.table == g.table.Load() {
+		return nil
+	}
+	next, no := find()
+	if no != nil || next == nil || next.protocol != t.protocol || next.table == t.table {
+		return nil
+	}
+	return next
+}
+
+// find is the route of the request in c.
+func (c *conn) find() (*target, *refusal) {
+	return c.g.route(c.listener, c.role, c.client, c.sni, c.req.Name, c.req.Path)
+}

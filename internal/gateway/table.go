@@ -161,7 +161,7 @@ func (c *compiler) private(p kiln.PrivateListener) {
 }
 
 func (c *compiler) target(environment, name string, p kiln.Protocol, port uint16, weights []kiln.Weight) *target {
-	t := &target{environment: environment, name: name, protocol: p}
+	t := &target{table: c.out, environment: environment, name: name, protocol: p}
 	for _, w := range weights {
 		m := c.fleets[w.Fleet]
 		if m.fleet == nil { // no instance is ready, and the table says so

@@ -81,7 +81,7 @@ func (g *gateway) serveTCP(nc net.Conn, find func() (*target, *refusal)) {
 		return
 	}
 	e.environment, e.route = t.environment, t.name
-	m, up := g.connect(t, &e)
+	m, up := g.connect(t, find, &e)
 	if up == nil {
 		return
 	}
@@ -97,11 +97,15 @@ func (g *gateway) serveTCP(nc net.Conn, find func() (*target, *refusal)) {
 
 // connect finds an instance that takes the connection, which counts as in
 // flight from then on.
-func (g *gateway) connect(t *target, e *entry) (*member, *upstream) {
+func (g *gateway) connect(t *target, find func() (*target, *refusal), e *entry) (*member, *upstream) {
 	var avoid *member
 	for e.tries = 1; e.tries <= maxTries; e.tries++ {
 		m := t.choose(g.now(), avoid)
 		if m == nil {
+			if next := g.again(t, find); next != nil {
+				t = next
+				continue
+			}
 			e.note = refuseBusy.text
 			return nil, nil
 		}
