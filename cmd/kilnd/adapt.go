@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/bake"
+	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/seal"
+	"github.com/kilnproject/kiln/internal/server"
+	"github.com/kilnproject/kiln/internal/spec"
+	"github.com/kilnproject/kiln/internal/store"
+)
+
+// loader reads definitions for control.
+type loader struct{}
+
+func (loader) Load(tree fs.FS, o control.LoadOptions) (control.Definition, error) {
+	d, err := spec.Load(tree, spec.Options{Environment: o.Environment, Branch: o.Branch, Values: o.Values})
+	if err != nil {
+		return control.Definition{}, err
+	}
+	out := control.Definition{Spec: d.Spec, Values: d.Values, Environment: d.Environment, Warnings: d.Warnings}
+	text, err := fs.ReadFile(tree, spec.LockFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return out, nil
+	}
+	if err == nil {
+		out.Lock, err = spec.ParseLock(text)
+	}
+	return out, err
+}
+
+// images gives the engine sealed roots.
+type images struct{ *seal.Sealer }
+
+func (i images) Root(ctx context.Context, manifest kiln.Digest, mountPoints []string) (string, ocispec.ImageConfig, error) {
+	root, err := i.Sealer.Root(ctx, manifest, mountPoints)
+	return root.Dir, root.Config, err
+}
+
+// uploads lets clients of the API store blobs.
+type uploads struct{ *store.Store }
+
+func (u uploads) NewBatch() server.Batch { return u.Store.NewBatch() }
+
+// blobs collects the store. What no release needs stays for a week, because a
+// bake may find it again; under pressure for the store's own grace only.
+type blobs struct{ *store.Store }
+
+const idleBlobs = 7 * 24 * time.Hour
+
+func (b blobs) Usage(ctx context.Context) (int64, error) {
+	u, err := b.Store.Usage(ctx)
+	return u.Bytes + u.Unfinished, err
+}
+
+func (b blobs) Collect(ctx context.Context, keep control.Keep, want int64) (int64, error) {
+	k := store.Keep{Roots: append(append([]kiln.Digest{}, keep.Bundles...), keep.Images...), Grace: idleBlobs}
+	if want > 0 {
+		u, err := b.Store.Usage(ctx)
+		if err != nil {
+			return 0, err
+		}
+		k.Grace, k.MaxBytes = 0, max(1, u.Bytes-want)
+	}
+	freed, err := b.Store.Collect(ctx, k)
+	return freed.Bytes, err
+}
+
+// seals collects sealed roots: those of running releases stay, others are
+// sealed again when they are needed.
+type seals struct{ *seal.Sealer }
+
+func (s seals) Usage(context.Context) (int64, error) { return s.Sealer.Usage() }
+
+func (s seals) Collect(ctx context.Context, keep control.Keep, _ int64) (int64, error) {
+	images := make([]kiln.Digest, 0, len(keep.Templates))
+	for _, t := range keep.Templates {
+		images = append(images, t.Image)
+	}
+	keys, err := s.Keys(images)
+	if err != nil {
+		return 0, err
+	}
+	return s.Sealer.Collect(ctx, keys)
+}
+
+// caches collects the baker's build cache, under pressure only.
+type caches struct{ *bake.Baker }
+
+func (c caches) Collect(ctx context.Context, _ control.Keep, want int64) (int64, error) {
+	if want <= 0 {
+		return 0, nil
+	}
+	before, err := c.Usage(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.Prune(ctx, max(0, before-want)); err != nil {
+		return 0, err
+	}
+	after, err := c.Usage(ctx)
+	return max(0, before-after), err
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/bake"
+	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/gateway"
+	"github.com/kilnproject/kiln/internal/keep"
+	"github.com/kilnproject/kiln/internal/ledger"
+	"github.com/kilnproject/kiln/internal/local"
+	"github.com/kilnproject/kiln/internal/probe"
+	"github.com/kilnproject/kiln/internal/seal"
+	"github.com/kilnproject/kiln/internal/server"
+	"github.com/kilnproject/kiln/internal/store"
+)
+
+// answerGrace is how long requests may go on once kilnd was told to end.
+const answerGrace = 3 * time.Second
+
+// serve takes the data directory, puts the parts together, and runs until ctx
+// ends.
+func serve(ctx context.Context, c config, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return kiln.Errorf(kiln.CodeRefused, "sudo kilnd", "kilnd needs root: it makes namespaces, mounts and networks")
+	}
+	economize()
+	lock, err := lockData(c.data)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	log.Info("control plane starts", "version", version, "pid", os.Getpid(), "data", c.data)
+	p, err := assemble(ctx, c, log)
+	defer p.close()
+	if err != nil {
+		return err
+	}
+	err = p.run(ctx)
+	log.Info("control plane ended", "error", err)
+	return err
+}
+
+// plane is the control plane's parts, made in this order and closed in the
+// reverse one.
+type plane struct {
+	config  config
+	log     *slog.Logger
+	started time.Time
+
+	ledger  *ledger.Ledger
+	store   *store.Store
+	sealer  *seal.Sealer
+	keeper  *keeper
+	keep    *keep.Client
+	gateway *gateway.Client
+	engine  *local.Engine
+	baker   *bake.Baker
+	control *control.Control
+	closers []func() error
+	// stopping is true once the keeper was told to end.
+	stopping atomic.Bool
+}
+
+// assemble makes the parts. What was made before an error is closed by close.
+func assemble(ctx context.Context, c config, log *slog.Logger) (*plane, error) {
+	p := &plane{config: c, log: log, started: time.Now()}
+	for _, make := range []func(context.Context) error{
+		p.openLedger, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
+	} {
+		if err := make(ctx); err != nil {
+			return p, err
+		}
+	}
+	p.control = control.New(control.Options{
+		Ledger: p.ledger, Store: p.store, Baker: p.baker, Engine: p.engine, Loader: loader{},
+		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}}, StorageMax: c.storageMax,
+		Log: log, Version: version, PublicURL: publicURL(c),
+	})
+	return p, nil
+}
+
+// close closes what was opened, the last first.
+func (p *plane) close() {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		if err := p.closers[i](); err != nil {
+			p.log.Error("closing", "error", err)
+		}
+	}
+}
+
+func (p *plane) later(f func() error) { p.closers = append(p.closers, f) }
+
+func (p *plane) dir(elements ...string) string {
+	return filepath.Join(append([]string{p.config.data}, elements...)...)
+}
+
+func (p *plane) openLedger(ctx context.Context) (err error) {
+	if p.ledger, err = ledger.Open(ctx, p.dir("ledger", "ledger.db")); err == nil {
+		p.later(p.ledger.Close)
+	}
+	return err
+}
+
+func (p *plane) openStore(context.Context) (err error) {
+	p.store, err = store.Open(p.dir("store"))
+	return err
+}
+
+func (p *plane) openSeals(context.Context) (err error) {
+	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log})
+	if err == nil {
+		p.later(p.sealer.Close)
+	}
+	return err
+}
+
+func (p *plane) openKeeper(ctx context.Context) error {
+	program, err := findKiln()
+	if err != nil {
+		return err
+	}
+	p.keeper = &keeper{data: p.config.data, program: program, log: p.log}
+	if p.keep, err = p.keeper.dial(ctx); err != nil {
+		return err
+	}
+	p.gateway = gateway.NewClient(p.dir("run", "gateway.sock"))
+	p.later(func() error { p.gateway.Close(); return nil })
+	return nil
+}
+
+func (p *plane) openEngine(ctx context.Context) (err error) {
+	listen := local.Listen{}
+	if p.config.http != "" {
+		listen.HTTP = []string{p.config.http}
+	}
+	if p.config.https != "" {
+		listen.HTTPS = []string{p.config.https}
+	}
+	p.engine, err = local.New(ctx, local.Options{
+		DataDir: p.config.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer},
+		Prober: probe.Prober{}, Listen: listen, Log: p.log,
+	})
+	return err
+}
+
+func (p *plane) openBaker(ctx context.Context) (err error) {
+	p.baker, err = bake.New(ctx, bake.Options{Dir: p.dir("bake"), Store: p.store, Runtime: runtimeProgram(), Log: p.log})
+	if err == nil {
+		p.later(p.baker.Close)
+	}
+	return err
+}
+
+// run serves until ctx ends, the parts that depend on others first to end.
+func (p *plane) run(ctx context.Context) error {
+	listener, err := server.Listen(p.dir(server.SocketName))
+	if err != nil {
+		return fmt.Errorf("open the API's socket: %w", err)
+	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	handler := server.New(server.Options{
+		Control: p.control, Store: uploads{p.store}, Log: p.log,
+		Version: server.Version{Version: version, PID: os.Getpid(), DataDir: p.config.data, StartedAt: p.started},
+		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
+			if err := p.shutdown(ctx, actor, progress); err != nil {
+				return err
+			}
+			end()
+			return nil
+		},
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
+	group.Go(func() error { return p.engine.Serve(ctx) })
+	group.Go(func() error { return p.control.Run(ctx) })
+	group.Go(func() error { return server.Serve(ctx, listener, handler, answerGrace, p.log) })
+	return group.Wait()
+}
