@@ -142,21 +142,18 @@ func New(opt Options) (*Sealer, error) {
 
 // sweepUnfinished removes temporary files, and sealed files without a record.
 func (s *Sealer) sweepUnfinished() error {
-	entries, err := os.ReadDir(s.opt.Dir)
-	if err != nil {
-		return fmt.Errorf("open seals: %w", err)
-	}
 	var errs []error
-	for _, e := range entries {
-		key, image := strings.CutSuffix(e.Name(), imageSuffix)
-		if strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
-			errs = append(errs, os.Remove(filepath.Join(s.opt.Dir, e.Name())))
+	for _, dir := range []string{s.opt.Dir, s.opt.MountDir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("open seals: %w", err)
 		}
-		if !image {
-			continue
-		}
-		if _, err := os.Lstat(s.recordPath(Key(key))); err != nil {
-			errs = append(errs, removeProtected(filepath.Join(s.opt.Dir, e.Name())))
+		for _, e := range entries {
+			key, image := strings.CutSuffix(e.Name(), imageSuffix)
+			_, err := os.Lstat(s.recordPath(Key(key)))
+			if e.Type().IsRegular() && (strings.HasPrefix(e.Name(), ".") || image && err != nil) {
+				errs = append(errs, removeProtected(filepath.Join(dir, e.Name())))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -156,7 +156,7 @@ func (s *Store) updateIndex(ctx context.Context, change func(*ocispec.Index) boo
 	if err != nil {
 		return fmt.Errorf("write index: %w", err)
 	}
-	if err := writeFile(path, b); err != nil {
+	if err := s.writeFile(path, b); err != nil {
 		return fmt.Errorf("write index: %w", err)
 	}
 	return nil

@@ -71,7 +71,7 @@ func (s *Store) checkLayout() error {
 	if errors.Is(err, fs.ErrNotExist) {
 		b, err = json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
 		if err == nil {
-			err = writeFile(path, b)
+			err = s.writeFile(path, b)
 		}
 	}
 	if err != nil {
@@ -163,8 +163,8 @@ func (s *Store) touch(path string) {
 
 // writeFile replaces a file so that a reader, also one after a crash, sees
 // either all of the old content or all of the new.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+func (s *Store) writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "new-*")
 	if err != nil {
 		return err
 	}
