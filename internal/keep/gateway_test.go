@@ -138,7 +138,7 @@ func TestGatewayIsKilledInAStorm(t *testing.T) {
 		})
 	}
 	var slowest time.Duration
-	for range 5 {
+	for range patience {
 		before := answered.Load()
 		waitUntil(t, func() bool { return answered.Load() > before+50 })
 		info, err := r.Ping(t.Context())
@@ -152,7 +152,6 @@ func TestGatewayIsKilledInAStorm(t *testing.T) {
 			return err == nil && !strings.HasPrefix(s, fmt.Sprint(info.GatewayPID, " "))
 		})
 		slowest = max(slowest, time.Since(began))
-		waitUntil(t, func() bool { return time.Since(began) > quickDeath }) // or its deaths are quick ones
 	}
 	close(stop)
 	clients.Wait()
@@ -160,7 +159,7 @@ func TestGatewayIsKilledInAStorm(t *testing.T) {
 	if refused.Load() > 0 {
 		t.Fatalf("%d connections were refused", refused.Load())
 	}
-	if info, err := r.Ping(t.Context()); err != nil || info.GatewayStarts != 6 {
+	if info, err := r.Ping(t.Context()); err != nil || info.GatewayStarts != patience+1 {
 		t.Fatalf("%+v, %v", info, err)
 	}
 }

@@ -122,14 +122,14 @@ func (k *keeper) run(ctx context.Context, dir string) error {
 		return err
 	}
 	defer k.pump.close()
-	k.reaper = newReaper(k.ended)
-	defer k.reaper.close()
 	past, err := readJournal(filepath.Join(dir, journalName))
 	if err != nil {
 		return err
 	}
 	k.journal = newJournal(filepath.Join(dir, journalName), k.log, k.snapshot)
 	defer k.journal.close()
+	k.reaper = newReaper(k.ended)
+	defer k.reaper.close() // before the journal: ends that come now are in it
 	k.adopt(past)
 	if k.gateway, err = newGateway(k, dir); err != nil {
 		return err

@@ -64,7 +64,7 @@ func keeperRole(options string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	opt.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	opt.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if err := Run(ctx, opt); err != nil {

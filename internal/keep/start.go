@@ -124,7 +124,7 @@ func (k *keeper) register(p *process, pid int) error {
 	default:
 		return k.unlaunch(p, fmt.Errorf("process %d, which the runtime wrote to %s, is no child of the keeper", pid, p.PIDFile))
 	}
-	k.log.Info("instance started", "instance", p.ID, "pid", pid)
+	k.log.Debug("instance started", "instance", p.ID, "pid", pid)
 	k.notify(p.ID)
 	return nil
 }
@@ -278,7 +278,7 @@ func (k *keeper) record(p *process, exit *kiln.Exit) {
 	p.exit = exit
 	k.mu.Unlock()
 	k.journal.append(record{Ended: &ended{ID: p.ID, Exit: *exit}})
-	k.log.Info("instance ended", "instance", p.ID, "pid", p.pid, "code", exit.Code, "signal", exit.Signal, "lost", exit.Lost)
+	k.log.Debug("instance ended", "instance", p.ID, "pid", p.pid, "code", exit.Code, "signal", exit.Signal, "lost", exit.Lost)
 	k.notify(p.ID)
 }
 
