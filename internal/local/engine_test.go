@@ -1,8 +1,15 @@
 package local_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kilnproject/kiln"
 )
@@ -23,4 +30,268 @@ func TestStartsProbesRoutesAndStops(t *testing.T) {
 	b.apply()
 	b.wait("the end", func(kiln.Observation) bool { return b.empty("test") })
 	b.gateway.wait(t, "no traffic", func(t kiln.Traffic) bool { return len(t.Fleets) == 0 })
+}
+
+func TestIsolation(t *testing.T) {
+	b := newBed(t)
+	f := web(1, func(t *kiln.Template) {
+		t.Config.Writable = []kiln.Writable{{Path: "/data", Size: 1 << 20}, {Path: "/own", Size: 1 << 20}}
+		t.Config.Env = map[string]string{"WHO": "template"}
+	})
+	i := b.ready(f).Fleets[0].Instances[0]
+	for path, want := range map[string]string{
+		"/write?path=/x":                                          "read-only file system",
+		"/write?path=/data/x":                                     "<nil>",
+		"/write?path=/own/x":                                      "<nil>", // the image gives it to a user that cannot use it
+		"/write?path=/tmp/x":                                      "<nil>",
+		"/write?path=/run/x":                                      "<nil>",
+		"/write?path=/proc/sys/kernel/hostname":                   "read-only file system",
+		"/write?path=/sys/x":                                      "read-only file system",
+		"/write?path=/sys/fs/cgroup/x":                            "permission denied",
+		"/write?path=/etc/hosts":                                  "read-only file system",
+		"/write?path=/dev/shm/x":                                  "<nil>",
+		"/cat?path=/etc/hostname":                                 i.ID,
+		"/cat?path=/etc/hosts":                                    i.Address.String(),
+		"/cat?path=/proc/self/status":                             "NoNewPrivs:\t1",
+		"/cat?path=/proc/self/uid_map":                            "65536",
+		"/cat?path=/proc/self/limits":                             "1024",
+		"/cat?path=/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
+		"/env": "WHO=template",
+	} {
+		if got := get(t, i, path); !strings.Contains(got, want) {
+			t.Errorf("%s: got %q, want %q", path, got, want)
+		}
+	}
+	status := get(t, i, "/cat?path=/proc/self/status")
+	for _, want := range []string{"CapBnd:\t0000000000000000", "CapEff:\t0000000000000000", "Seccomp:\t2"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("status lacks %q:\n%s", want, status)
+		}
+	}
+	if got := get(t, i, "/cat?path=/proc/net/if_inet6"); strings.Contains(got, "eth0") {
+		t.Errorf("IPv6 is on: %s", got)
+	}
+	uid := hostUID(t, i.PID)
+	if uid < 0x7000_0000 {
+		t.Errorf("runs as %d on the host", uid)
+	}
+}
+
+func TestDeathIsExplainedAndReplaced(t *testing.T) {
+	for name, c := range map[string]struct {
+		path string
+		want kiln.Cause
+	}{
+		"exit":   {"/exit?code=7", kiln.Cause{Kind: kiln.CauseExited, ExitCode: 7}},
+		"memory": {"/eat", kiln.Cause{Kind: kiln.CauseOutOfMemory, Signal: "SIGKILL"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			f := web(2)
+			first := b.ready(f).Fleets[0].Instances[0]
+			get(t, first, c.path)
+			o := b.wait("a replacement", func(o kiln.Observation) bool {
+				s, _ := o.Fleet(f.ID())
+				return len(s.Deaths) == 1 && s.Ready() == 2
+			})
+			d := o.Fleets[0].Deaths[0]
+			if d.ID != first.ID || d.Cause.Kind != c.want.Kind || d.Cause.ExitCode%128 != c.want.ExitCode%128 && c.want.ExitCode != 0 || d.Cause.Signal != c.want.Signal {
+				t.Errorf("cause %+v of %s, want %+v of %s", d.Cause, d.ID, c.want, first.ID)
+			}
+			if name == "exit" && !slices.Contains(d.Cause.LastLog, "last words") {
+				t.Errorf("last log: %q", d.Cause.LastLog)
+			}
+			newest := o.Fleets[0].Instances[1]
+			if !strings.Contains(newest.Reason, first.ID) {
+				t.Errorf("reason of the replacement: %q", newest.Reason)
+			}
+		})
+	}
+}
+
+func TestKilledInstanceIsReplacedAtOnce(t *testing.T) {
+	b := newBed(t)
+	f := web(3)
+	first := b.ready(f).Fleets[0].Instances[0]
+	b.gateway.wait(t, "traffic", func(t kiln.Traffic) bool { return len(t.Fleets[f.ID()]) == 3 })
+	began := time.Now()
+	if err := syscall.Kill(first.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	b.gateway.wait(t, "leaving traffic", func(tr kiln.Traffic) bool { return !inTable(tr, first.ID) })
+	out := time.Since(began)
+	b.gateway.wait(t, "its replacement", func(tr kiln.Traffic) bool { return len(tr.Fleets[f.ID()]) == 3 && !inTable(tr, first.ID) })
+	t.Logf("out of traffic after %v, replaced after %v", out, time.Since(began))
+	o := b.wait("the cause", func(o kiln.Observation) bool { return len(o.Fleets[0].Deaths) == 1 })
+	if c := o.Fleets[0].Deaths[0].Cause; c.Kind != kiln.CauseSignalled || c.Signal != "SIGKILL" {
+		t.Errorf("cause %+v", c)
+	}
+}
+
+func TestCrashLoopSlowsDown(t *testing.T) {
+	b := newBed(t)
+	f := web(1, func(t *kiln.Template) { t.Config.Command = []string{"exit", "5"} })
+	b.apply(f)
+	began := time.Now()
+	o := b.wait("four deaths", func(o kiln.Observation) bool { return len(o.Fleets) > 0 && len(o.Fleets[0].Deaths) >= 4 })
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("four starts of a crashing service in %v", took)
+	}
+	c := o.Fleets[0].Deaths[0].Cause
+	if c.Kind != kiln.CauseExited || c.ExitCode != 5 || !slices.Contains(c.LastLog, "as told") {
+		t.Errorf("cause %+v", c)
+	}
+}
+
+func TestNeverReady(t *testing.T) {
+	b := newBed(t)
+	f := web(1, func(t *kiln.Template) {
+		t.Config.Ready.HTTP = "/none"
+		t.Config.StartTimeout = 200 * time.Millisecond
+	})
+	b.apply(f)
+	o := b.wait("a death", func(o kiln.Observation) bool { return len(o.Fleets) > 0 && len(o.Fleets[0].Deaths) > 0 })
+	if c := o.Fleets[0].Deaths[0].Cause; c.Kind != kiln.CauseNeverReady || !strings.Contains(c.Detail, "404") {
+		t.Errorf("cause %+v", c)
+	}
+}
+
+func TestUnreadyLeavesTrafficAndIsReplaced(t *testing.T) {
+	b := newBed(t)
+	f := web(2)
+	first := b.ready(f).Fleets[0].Instances[0]
+	get(t, first, "/sick")
+	b.wait("unreadiness", func(o kiln.Observation) bool { return o.Fleets[0].Instances[0].State != kiln.InstanceReady })
+	b.gateway.wait(t, "leaving traffic", func(tr kiln.Traffic) bool { return len(tr.Fleets[f.ID()]) == 1 && !inTable(tr, first.ID) })
+	o := b.wait("a replacement", func(o kiln.Observation) bool { return len(o.Fleets[0].Deaths) == 1 && o.Fleets[0].Ready() == 2 })
+	if c := o.Fleets[0].Deaths[0].Cause; c.Kind != kiln.CauseUnready {
+		t.Errorf("cause %+v", c)
+	}
+}
+
+func TestNudgeChecksAtOnce(t *testing.T) {
+	b := newBed(t)
+	f := web(1, func(t *kiln.Template) { t.Config.Ready.Interval = time.Hour })
+	i := b.ready(f).Fleets[0].Instances[0]
+	get(t, i, "/sick")
+	b.gateway.failures <- i.ID
+	b.wait("unreadiness", func(o kiln.Observation) bool { return o.Fleets[0].Instances[0].State == kiln.InstanceUnready })
+	get(t, i, "/well")
+	b.wait("readiness", func(o kiln.Observation) bool { return o.Fleets[0].Instances[0].State == kiln.InstanceReady })
+	before := b.gateway.generation()
+	b.gateway.failures <- i.ID
+	b.gateway.wait(t, "a new table", func(tr kiln.Traffic) bool { return tr.Generation > before && inTable(tr, i.ID) })
+}
+
+func TestIgnoredTermIsKilled(t *testing.T) {
+	b := newBed(t)
+	f := web(1, func(t *kiln.Template) {
+		t.Config.Env = map[string]string{"IGNORE_TERM": "1"}
+		t.Config.Grace = 300 * time.Millisecond
+	})
+	b.ready(f)
+	began := time.Now()
+	b.apply()
+	b.wait("the end", func(kiln.Observation) bool { return b.empty("test") })
+	if took := time.Since(began); took < 300*time.Millisecond || took > 2*time.Second {
+		t.Errorf("ended after %v", took)
+	}
+}
+
+func TestCountChangesOnlyTheDifference(t *testing.T) {
+	b := newBed(t)
+	ids := func(o kiln.Observation) (out []string) {
+		for _, i := range o.Fleets[0].Instances {
+			out = append(out, i.ID)
+		}
+		return out
+	}
+	three := ids(b.ready(web(3)))
+	five := ids(b.ready(web(5)))
+	if !slices.Equal(five[:3], three) {
+		t.Errorf("three were %v, five are %v", three, five)
+	}
+	two := ids(b.ready(web(2)))
+	if !slices.Equal(two, three[:2]) {
+		t.Errorf("three were %v, two are %v", three, two)
+	}
+}
+
+func TestReplaceStartsAnotherFirst(t *testing.T) {
+	b := newBed(t)
+	f := web(1)
+	first := b.ready(f).Fleets[0].Instances[0]
+	b.gateway.wait(t, "traffic", func(tr kiln.Traffic) bool { return inTable(tr, first.ID) })
+	watch, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	changes := b.Watch(watch)
+	if err := b.Replace(t.Context(), first.ID, "too old"); err != nil {
+		t.Fatal(err)
+	}
+	other := false
+	for c := range changes {
+		if c.Instance == nil {
+			continue
+		}
+		if c.Instance.ID != first.ID && c.Instance.State == kiln.InstanceReady {
+			other = true
+		}
+		if c.Instance.ID == first.ID && c.Instance.State == kiln.InstanceDraining && !other {
+			t.Error("it was ended before another was ready")
+		}
+		if c.Instance.State == kiln.InstanceDead {
+			if c.Instance.ID != first.ID || c.Instance.Cause.Kind != kiln.CauseBurned || c.Instance.Cause.Detail != "too old" {
+				t.Errorf("died: %+v", c.Instance)
+			}
+			break
+		}
+	}
+	if err := b.Replace(t.Context(), first.ID, "again"); !errors.Is(err, kiln.ErrNotFound) {
+		t.Errorf("replaced a dead instance: %v", err)
+	}
+}
+
+func TestQuarantineKeepsTheBody(t *testing.T) {
+	b := newBed(t)
+	f := web(1)
+	first := b.ready(f).Fleets[0].Instances[0]
+	if err := b.Quarantine(t.Context(), first.ID, "odd"); err != nil {
+		t.Fatal(err)
+	}
+	b.wait("a replacement", func(o kiln.Observation) bool { return len(o.Fleets[0].Instances) == 2 && o.Fleets[0].Ready() == 1 })
+	b.gateway.wait(t, "traffic", func(tr kiln.Traffic) bool { return len(tr.Fleets[f.ID()]) == 1 && !inTable(tr, first.ID) })
+	frozen := func(kiln.Observation) bool { return strings.Contains(get(t, first, "/healthz"), "error") }
+	b.wait("the freeze", frozen)
+	b.reboot()
+	o, err := b.Observe(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := o.Fleets[0].Instances[0]; got.ID != first.ID || got.State != kiln.InstanceQuarantined {
+		t.Errorf("after a restart: %+v", got)
+	}
+}
+
+func inTable(tr kiln.Traffic, id string) bool {
+	for _, list := range tr.Fleets {
+		for _, ep := range list {
+			if ep.Instance == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func hostUID(t *testing.T, pid int) uint32 {
+	t.Helper()
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		t.Fatal("no stat")
+	}
+	return st.Uid
 }

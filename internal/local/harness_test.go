@@ -175,6 +175,7 @@ func (b *bed) wait(what string, cond func(o kiln.Observation) bool) kiln.Observa
 		}
 		select {
 		case <-changes:
+		case <-time.After(20 * time.Millisecond): // removals and outside effects are no changes
 		case <-ctx.Done():
 			b.t.Fatalf("waited too long for %s; now %+v", what, o)
 		}
@@ -334,6 +335,12 @@ func (g *gateway) wait(t testing.TB, what string, cond func(kiln.Traffic) bool) 
 	}
 }
 
+func (g *gateway) generation() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.table.Generation
+}
+
 func (g *gateway) Measure(context.Context) ([]kiln.Measurement, error) { return nil, nil }
 
 func (g *gateway) Drain(_ context.Context, instance string, _ time.Duration) error {
@@ -482,4 +489,27 @@ func (k *keeper) Listen(_ context.Context, listeners []string) error {
 	defer k.mu.Unlock()
 	k.listeners = listeners
 	return nil
+}
+
+// waitExit returns once the keeper knows that the process ended.
+func (k *keeper) waitExit(t testing.TB, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	changes, err := k.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.mu.Lock()
+	ended := k.known[id].Exit != nil
+	k.mu.Unlock()
+	if ended {
+		return
+	}
+	for s := range changes {
+		if s.ID == id && s.Exit != nil {
+			return
+		}
+	}
+	t.Fatalf("%s did not end", id)
 }

@@ -135,6 +135,7 @@ type Engine struct {
 	reserved     uint64 // generations up to here are recorded as used
 	listeners    []string
 	life         context.Context // of Serve; nil before
+	begun        chan struct{}   // closed when life is set
 	work         sync.WaitGroup  // goroutines of Serve
 }
 
@@ -155,7 +156,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		Options: o, tag: tag, paths: newPaths(o.DataDir, o.RunDir),
 		starts:       make(chan struct{}, o.Parallel),
 		environments: map[string]*environment{}, instances: map[string]*instance{},
-		prepared: map[kiln.FleetID]*prepared{}, changes: newFanout(),
+		prepared: map[kiln.FleetID]*prepared{}, changes: newFanout(), begun: make(chan struct{}),
 	}
 	e.traffic = newPublisher(o.Log.With("what", "traffic"), e.publishTraffic)
 	e.filter = newPublisher(o.Log.With("what", "filter"), e.publishFilter)
@@ -220,6 +221,7 @@ func (e *Engine) Serve(ctx context.Context) error {
 		return errors.New("the engine runs already")
 	}
 	e.life = life
+	close(e.begun)
 	for _, loop := range []func(context.Context){
 		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts,
 	} {

@@ -24,11 +24,12 @@ func (e *Engine) Run(ctx context.Context, task kiln.Task) (kiln.TaskResult, erro
 		in.timeout = taskTimeout
 	}
 	e.names.resolveNow(ctx, task.Template)
-	e.mu.Lock()
-	if e.life == nil || e.life.Err() != nil {
-		e.mu.Unlock()
-		return kiln.TaskResult{}, kiln.Errorf(kiln.CodeUnavailable, "", "the engine does not run")
+	select {
+	case <-e.begun:
+	case <-ctx.Done():
+		return kiln.TaskResult{}, ctx.Err()
 	}
+	e.mu.Lock()
 	e.environment(task.Environment)
 	e.instances[in.ID] = in
 	e.busy.Add(1)

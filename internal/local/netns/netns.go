@@ -182,6 +182,11 @@ func (l *Link) raiseHost() error {
 	if err := h.LinkSetIP6AddrGenMode(end, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("switch off IPv6: %w", err)
 	}
+	// What an instance sends beyond the host must reach the filter to be
+	// refused in words, also where the host forwards nothing else.
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+l.Name+"/forwarding", []byte("1"), 0); err != nil {
+		return err
+	}
 	return h.LinkSetUp(end)
 }
 

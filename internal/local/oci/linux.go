@@ -2,7 +2,6 @@ package oci
 
 import (
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"strings"
@@ -118,30 +117,22 @@ func has(list []kiln.Writable, path string) bool {
 
 // tmpfs has the owner and mode of the image's directory, so that a program
 // finds it as its package made it; the instance's user gets it where that
-// would leave the path unwritable for it.
+// would leave the path unwritable for it. Some runtimes give a tmpfs the mode
+// of the directory below it whatever is asked for, so the owner decides.
 func tmpfs(root *os.Root, w kiln.Writable, who account) specs.Mount {
-	uid, gid, mode := who.uid, who.gid, fs.FileMode(0o755)
+	uid, gid, mode := who.uid, who.gid, uint32(0o755)
 	if info, err := root.Stat("." + w.Path); err == nil && info.IsDir() {
-		mode = info.Mode()
-		if st, ok := info.Sys().(*syscall.Stat_t); ok && (who.uid == 0 || writes(st, who)) {
-			uid, gid = st.Uid, st.Gid
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			mode = st.Mode & 0o1777
+			if who.uid == 0 && st.Uid < idCount && st.Gid < idCount || writes(st, who) {
+				uid, gid = st.Uid, st.Gid
+			}
 		}
 	}
-	bits := mode.Perm()
-	switch {
-	case w.Path == "/tmp" || mode&fs.ModeSticky != 0:
-		bits |= 0o1000
-		if w.Path == "/tmp" {
-			uid, gid, bits = 0, 0, 0o1777
-		}
-	default:
-		bits |= 0o700
+	if mode |= 0o700; w.Path == "/tmp" {
+		mode = 0o1777
 	}
-	if w.Path == "/run" && who.uid == 0 {
-		uid, gid = 0, 0
-	}
-	options := fmt.Sprintf("nosuid,nodev,size=%d,mode=%o,uid=%d,gid=%d", w.Size, uint32(bits), uid, gid)
-	return mount(w.Path, "tmpfs", options)
+	return mount(w.Path, "tmpfs", fmt.Sprintf("nosuid,nodev,size=%d,mode=%o,uid=%d,gid=%d", w.Size, mode, uid, gid))
 }
 
 // writes says whether the account can write to a directory with that owner

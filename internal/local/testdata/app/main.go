@@ -82,7 +82,9 @@ func command(args []string) {
 		code, _ := strconv.Atoi(args[1])
 		os.Exit(code)
 	case "sleep":
-		select {}
+		end := make(chan os.Signal, 1)
+		signal.Notify(end, syscall.SIGTERM)
+		<-end
 	case "get":
 		resp, err := http.Get(args[1])
 		if err != nil {
