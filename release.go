@@ -58,9 +58,9 @@ type Release struct {
 func (r Release) Identity() Digest {
 	return DigestJSON(struct {
 		Bundle   Digest
-		Values   map[string]json.RawMessage
-		Services []ReleaseService
-		Routes   []Route
+		Values   map[string]json.RawMessage `json:",omitempty"`
+		Services []ReleaseService           `json:",omitempty"`
+		Routes   []Route                    `json:",omitempty"`
 	}{r.Bundle, r.Values, r.Services, r.Routes})
 }
 
