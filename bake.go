@@ -70,6 +70,8 @@ type Baked struct {
 	Size     int64  `json:"size"` // bytes of its compressed layers
 	// Inputs is the digest of all that the image was made from.
 	Inputs Digest `json:"inputs"`
+	// Debs are the .deb files that a rebuild needs, sorted.
+	Debs []Digest `json:"debs,omitempty"`
 	// Cached is true when the inputs had been baked before.
 	Cached bool          `json:"cached"`
 	Took   time.Duration `json:"took"`

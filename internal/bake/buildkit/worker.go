@@ -1,0 +1,130 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
+	ctdsnapshot "github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/executor/oci"
+	"github.com/moby/buildkit/executor/resources"
+	"github.com/moby/buildkit/executor/runcexecutor"
+	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/db/boltutil"
+	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/util/network"
+	"github.com/moby/buildkit/worker/base"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	namespace   = "kiln"
+	snapshotter = "overlayfs"
+)
+
+// executorDir is where the runtime's bundles of a root are.
+func executorDir(root string) string { return filepath.Join(root, "executor") }
+
+// workerOptions assembles a worker. BuildKit's own constructor is not used
+// because it cannot be given a network provider: it would offer the host's.
+func workerOptions(o Options) (_ base.WorkerOpt, err error) {
+	var undo []func() error
+	defer func() {
+		if err != nil {
+			for _, f := range undo {
+				err = errors.Join(err, f())
+			}
+		}
+	}()
+	networks := map[pb.NetMode]network.Provider{
+		pb.NetMode_UNSET: o.Network,
+		pb.NetMode_NONE:  network.NewNoneProvider(),
+	}
+	monitor, err := resources.NewMonitor()
+	if err != nil {
+		return base.WorkerOpt{}, fmt.Errorf("watch resources: %w", err)
+	}
+	undo = append(undo, monitor.Close)
+	exec, err := runcexecutor.New(runcexecutor.Opt{
+		Root:                executorDir(o.Root),
+		CommandCandidates:   []string{o.Runtime},
+		ProcessMode:         oci.ProcessSandbox,
+		DefaultCgroupParent: o.CgroupParent,
+		ResourceMonitor:     monitor,
+		DNS:                 &oci.DNSConfig{Nameservers: o.Nameservers, SearchDomains: []string{"."}, Options: []string{"timeout:5"}},
+	}, networks)
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	content, err := local.NewStore(filepath.Join(o.Root, "content"))
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	snaps, err := overlay.NewSnapshotter(filepath.Join(o.Root, "snapshots"))
+	if err != nil {
+		return base.WorkerOpt{}, fmt.Errorf("overlayfs on %s: %w", o.Root, err)
+	}
+	undo = append(undo, snaps.Close)
+	db, err := boltutil.Open(filepath.Join(o.Root, "containerdmeta.db"), 0o600,
+		&bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	undo = append(undo, db.Close)
+	mdb := ctdmetadata.NewDB(db, content, map[string]ctdsnapshot.Snapshotter{snapshotter: snaps})
+	if err := mdb.Init(context.Background()); err != nil {
+		return base.WorkerOpt{}, err
+	}
+	md, err := metadata.NewStore(filepath.Join(o.Root, "metadata.db"))
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	undo = append(undo, md.Close)
+	id, err := base.ID(o.Root)
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	cs := containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
+	return base.WorkerOpt{
+		ID:               id,
+		Root:             o.Root,
+		Labels:           map[string]string{},
+		MetadataStore:    md,
+		ContentMetadata:  closers{db, snaps},
+		NetworkProviders: networks,
+		Executor:         exec,
+		Snapshotter:      containerdsnapshot.NewSnapshotter(snapshotter, mdb.Snapshotter(snapshotter), namespace, nil),
+		ContentStore:     cs,
+		Applier:          apply.NewFileSystemApplier(cs),
+		Differ:           walking.NewWalkingDiff(cs),
+		Platforms:        []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
+		LeaseManager:     leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(mdb), namespace),
+		GarbageCollect:   mdb.GarbageCollect,
+		ParallelismSem:   semaphore.NewWeighted(max(o.Parallel, 1)),
+		MountPoolRoot:    filepath.Join(o.Root, "cachemounts"),
+		ResourceMonitor:  monitor,
+	}, os.MkdirAll(filepath.Join(o.Root, "cachemounts"), 0o700)
+}
+
+// closers closes several things as one.
+type closers []interface{ Close() error }
+
+func (c closers) Close() error {
+	var err error
+	for _, one := range c {
+		err = errors.Join(err, one.Close())
+	}
+	return err
+}

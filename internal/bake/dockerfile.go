@@ -1,0 +1,207 @@
+package bake
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kilnproject/kiln"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+)
+
+// recipe is a parsed Dockerfile: what it needs from outside.
+type recipe struct {
+	source []byte
+	stages []instructions.Stage
+	args   []instructions.ArgCommand // before the first FROM
+	escape rune
+}
+
+// readRecipe parses the Dockerfile of an image.
+func readRecipe(image kiln.Image, context *folder) (*recipe, error) {
+	file := path.Clean(image.Dockerfile.File)
+	source, err := context.read(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "Set file to the Dockerfile's path below the context.",
+			"image %q: there is no %s in the context %q", image.Name, file, image.Dockerfile.Context)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ast, err := parser.Parse(bytes.NewReader(source))
+	if err != nil {
+		return nil, syntaxError(image, source, err)
+	}
+	stages, args, err := instructions.Parse(ast.AST, &linter.Linter{})
+	if err != nil {
+		return nil, syntaxError(image, source, err)
+	}
+	if len(stages) == 0 {
+		return nil, syntaxError(image, source, errors.New("there is no FROM in it"))
+	}
+	return &recipe{source: source, stages: stages, args: args, escape: ast.EscapeToken}, nil
+}
+
+// syntaxError shows the line of the Dockerfile.
+func syntaxError(image kiln.Image, source []byte, err error) error {
+	file := path.Join(image.Dockerfile.Context, image.Dockerfile.File)
+	d := kiln.Diagnostic{Severity: "error", Summary: "Dockerfile cannot be read", Detail: err.Error(), File: file}
+	var at *parser.LocationError
+	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
+		d.Line = at.Locations[0][0].Start.Line
+		if lines := strings.Split(string(source), "\n"); d.Line >= 1 && d.Line <= len(lines) {
+			d.Snippet = lines[d.Line-1]
+		}
+	}
+	e := kiln.Errorf(kiln.CodeInvalid, "Correct "+file+".", "image %q: %w", image.Name, err)
+	e.Diagnostics = []kiln.Diagnostic{d}
+	return e
+}
+
+// references returns the images of registries that the target needs, as they
+// are written, sorted: FROM, COPY --from and RUN --mount=from that name
+// neither a stage nor a context of the definition.
+func (r *recipe) references(image kiln.Image) ([]string, error) {
+	target, err := r.target(image)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]bool{}
+	seen := map[int]bool{}
+	todo := []int{target}
+	for len(todo) > 0 {
+		i := todo[0]
+		todo = todo[1:]
+		if seen[i] {
+			continue
+		}
+		seen[i] = true
+		names, err := r.needs(image, i)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if n, ok := r.stage(name, i); ok {
+				todo = append(todo, n)
+			} else if name != "scratch" && image.Dockerfile.Contexts[name] == "" {
+				found[name] = true
+			}
+		}
+	}
+	out := make([]string, 0, len(found))
+	for name := range found {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// target returns the index of the stage that is baked.
+func (r *recipe) target(image kiln.Image) (int, error) {
+	name := image.Dockerfile.Target
+	if name == "" {
+		return len(r.stages) - 1, nil
+	}
+	if i, ok := r.stage(name, len(r.stages)); ok {
+		return i, nil
+	}
+	if i, err := strconv.Atoi(name); err == nil && i >= 0 && i < len(r.stages) {
+		return i, nil
+	}
+	return 0, kiln.Errorf(kiln.CodeInvalid, "Name one of the Dockerfile's stages.", "image %q: the Dockerfile has no stage %q", image.Name, name)
+}
+
+// stage finds the stage of a name among those before the given one.
+func (r *recipe) stage(name string, before int) (int, bool) {
+	for i := min(before, len(r.stages)) - 1; i >= 0; i-- {
+		if r.stages[i].Name != "" && strings.EqualFold(r.stages[i].Name, name) {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// needs returns what stage i names: its base and what it copies or mounts
+// from. Numbers of stages are returned as those stages' needs.
+func (r *recipe) needs(image kiln.Image, i int) ([]string, error) {
+	base, err := r.expand(image, r.stages[i].BaseName)
+	if err != nil {
+		return nil, syntaxError(image, r.source, fmt.Errorf("FROM %s: %w", r.stages[i].BaseName, err))
+	}
+	names := []string{base}
+	for _, c := range r.stages[i].Commands {
+		switch c := c.(type) {
+		case *instructions.CopyCommand:
+			names = append(names, c.From)
+		case *instructions.RunCommand:
+			// Mounts are only known once variables are expanded.
+			if err := c.Expand(func(word string) (string, error) { return r.expand(image, word) }); err != nil {
+				return nil, syntaxError(image, r.source, err)
+			}
+			for _, m := range instructions.GetMounts(c) {
+				names = append(names, m.From)
+			}
+		}
+	}
+	var out []string
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		if n, err := strconv.Atoi(name); err == nil {
+			if n < 0 || n >= i {
+				return nil, kiln.Errorf(kiln.CodeInvalid, "Name a stage before it.", "image %q: --from=%d is not an earlier stage", image.Name, n)
+			}
+			below, err := r.needs(image, n)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, below...)
+			continue
+		}
+		out = append(out, name)
+	}
+	return out, nil
+}
+
+// expand substitutes the arguments that are known before the first stage.
+func (r *recipe) expand(image kiln.Image, word string) (string, error) {
+	lex := shell.NewLex(r.escape)
+	env := platformArgs(image.Platform)
+	for _, cmd := range r.args {
+		for _, a := range cmd.Args {
+			value, given := image.Dockerfile.Args[a.Key]
+			if !given && a.Value != nil {
+				v, _, err := lex.ProcessWord(*a.Value, shell.EnvsFromSlice(env))
+				if err != nil {
+					return "", err
+				}
+				value, given = v, true
+			}
+			if given {
+				env = append(env, a.Key+"="+value)
+			}
+		}
+	}
+	out, _, err := lex.ProcessWord(word, shell.EnvsFromSlice(env))
+	return out, err
+}
+
+// platformArgs are the arguments that BuildKit sets by itself.
+func platformArgs(platform string) []string {
+	os, rest, _ := strings.Cut(platform, "/")
+	arch, variant, _ := strings.Cut(rest, "/")
+	var env []string
+	for _, side := range []string{"TARGET", "BUILD"} {
+		env = append(env, side+"PLATFORM="+platform, side+"OS="+os, side+"ARCH="+arch, side+"VARIANT="+variant)
+	}
+	return env
+}
