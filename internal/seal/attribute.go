@@ -38,7 +38,7 @@ func (f *flattener) attributes(h *tar.Header) (map[string]string, error) {
 		if total += len(name) + len(value) + 8; total > maxAttributes {
 			return nil, errors.New("its extended attributes are too large")
 		}
-		if err := f.countName(len(name) + len(value)); err != nil {
+		if err := f.left.name(len(name) + len(value)); err != nil {
 			return nil, err
 		}
 		if kept == nil {

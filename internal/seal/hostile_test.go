@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -44,6 +45,7 @@ func TestHostileLayersAreRefused(t *testing.T) {
 		"climbs inside":            {layer(t, file("d/../../x", "")), `".."`},
 		"climbs within":            {layer(t, file("d/../x", "")), `".."`},
 		"long name":                {layer(t, file(strings.Repeat("n", 300), "")), "255 bytes"},
+		"long by links":            {layer(t, symlink("s", strings.Repeat("d/", 1500)), file("s/"+strings.Repeat("d/", 1000)+"x", "")), "all links followed"},
 		"long path":                {layer(t, file(strings.Repeat("n/", 2500)+"x", "")), "4095 bytes"},
 		"loop":                     {layer(t, file("loop/x", "")), "too many symbolic links"},
 		"loop of two":              {layer(t, file("a/x", "")), "too many symbolic links"},
@@ -104,10 +106,10 @@ func TestHostileEntriesAreMadeHarmless(t *testing.T) {
 	if root.children["absolute"] == nil || root.children["x"].xattrs != nil || root.children["y"].xattrs != nil {
 		t.Error("absolute name or attributes")
 	}
-	if v := (view{upper: root, made: func() error { return nil }}); v.upper != nil {
-		if _, err := v.find([]string{"out"}, false); !errors.Is(err, errAbsent) {
-			t.Errorf("the link leads somewhere: %v", err)
-		}
+	limits := DefaultLimits()
+	v := view{upper: root, left: &limits}
+	if _, err = v.find([]string{"out"}, false); !errors.Is(err, errAbsent) {
+		t.Errorf("the link leads somewhere: %v", err)
 	}
 }
 
@@ -115,6 +117,14 @@ func TestLimits(t *testing.T) {
 	many := make([]entry, 50)
 	for i := range many {
 		many[i] = file(strings.Repeat("x", i+1), "12345678")
+	}
+	// Links make a short name lead through many folders, again and again.
+	chain := []entry{symlink("l", strings.Repeat("d/../", 800)+"d")}
+	for i := range 200 {
+		chain = append(chain, file(fmt.Sprintf("l/f%d", i), ""))
+	}
+	if _, err := flatten(t, Limits{Entries: 500, Bytes: 400, Names: 500_000}, layer(t, chain...)); err == nil || !strings.Contains(err.Error(), "longer names") {
+		t.Errorf("the cost of following links is not counted: %v", err)
 	}
 	if _, err := flatten(t, Limits{Entries: 50, Bytes: 400, Names: 2000}, layer(t, many...)); err != nil {
 		t.Error(err)

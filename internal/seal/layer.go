@@ -38,12 +38,29 @@ const (
 type Limits struct {
 	Entries int   // names, also implied ones
 	Bytes   int64 // apparent size of all files together
-	Names   int64 // bytes of all paths and attributes, held in memory
+	Names   int64 // bytes of all paths, with links followed, of targets and attributes
 }
 
-// DefaultLimits are those of a Sealer.
+// DefaultLimits are those of a Sealer. Within them a hostile image costs at
+// most about a gigabyte of memory and some minutes of one processor.
 func DefaultLimits() Limits {
 	return Limits{Entries: 1_000_000, Bytes: 64 << 30, Names: 256 << 20}
+}
+
+// entry takes one name from what is left.
+func (l *Limits) entry() error {
+	if l.Entries--; l.Entries < 0 {
+		return errors.New("the image has more entries than allowed")
+	}
+	return nil
+}
+
+// name takes bytes of a path, a link's target or an attribute.
+func (l *Limits) name(n int) error {
+	if l.Names -= int64(n); l.Names < 0 {
+		return errors.New("the image has longer names and attributes than allowed, all together")
+	}
+	return nil
 }
 
 // flattener reads layers, lowest first, into one tree.
@@ -87,7 +104,7 @@ type layerTar struct {
 
 func (f *flattener) layerAt(ctx context.Context, name kiln.Digest, a *layerTar) error {
 	upper := newDir()
-	v := view{upper: upper, lower: f.root, made: f.countEntry}
+	v := view{upper: upper, lower: f.root, left: &f.left}
 	last := "(first)"
 	for {
 		if err := ctx.Err(); err != nil {
@@ -130,9 +147,6 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *l
 	if err != nil {
 		return err
 	}
-	if err := f.countName(len(h.Name) + len(h.Linkname)); err != nil {
-		return err
-	}
 	if len(parts) == 0 {
 		// The root keeps its metadata, as with containerd: layers are often
 		// made in a folder that nobody else may enter.
@@ -144,6 +158,13 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *l
 	}
 	in, err := v.find(parts[:len(parts)-1], true)
 	if err != nil {
+		return err
+	}
+	length := in.length + 1 + len(base)
+	if length > maxPath {
+		return errLong
+	}
+	if err := f.left.name(length + len(h.Linkname)); err != nil {
 		return err
 	}
 	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
@@ -160,7 +181,7 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *l
 		return f.putDir(in.up, base, n)
 	}
 	if in.up.children[base] == nil {
-		if err := f.countEntry(); err != nil {
+		if err := f.left.entry(); err != nil {
 			return err
 		}
 	}
@@ -179,7 +200,7 @@ func (f *flattener) putDir(in *node, base string, n *node) error {
 	// What replaces a file of its own layer hides what was below that file.
 	n.opaque = old != nil
 	if old == nil {
-		if err := f.countEntry(); err != nil {
+		if err := f.left.entry(); err != nil {
 			return err
 		}
 	}
@@ -204,7 +225,7 @@ func (f *flattener) whiteout(v view, dir []string, base string) error {
 		in.up.opaque = true
 		return nil
 	}
-	if err := f.countName(len(hidden)); err != nil {
+	if err := f.left.name(len(hidden)); err != nil {
 		return err
 	}
 	in.up.hide(hidden)
@@ -300,20 +321,6 @@ func (f *flattener) metadata(h *tar.Header) (*node, error) {
 	var err error
 	n.xattrs, err = f.attributes(h)
 	return n, err
-}
-
-func (f *flattener) countEntry() error {
-	if f.left.Entries--; f.left.Entries < 0 {
-		return errors.New("the image has more entries than allowed")
-	}
-	return nil
-}
-
-func (f *flattener) countName(n int) error {
-	if f.left.Names -= int64(n); f.left.Names < 0 {
-		return errors.New("the image has longer names and attributes than allowed, all together")
-	}
-	return nil
 }
 
 // splitPath returns the parts of an entry's name, none for the root. A

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -132,12 +131,7 @@ func (s *Sealer) adopt(key Key) (identity, bool) {
 
 // identify looks at what is mounted for a key and at the file.
 func (s *Sealer) identify(key Key) (identity, error) {
-	var is identity
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return is, err
-	}
-	is.Boot = strings.TrimSpace(string(boot))
+	is := identity{Boot: s.boot}
 	dir := s.mountDir(key)
 	var at unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID_UNIQUE, &at); err != nil {

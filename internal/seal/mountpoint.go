@@ -50,7 +50,8 @@ func addPoint(root *node, point string) error {
 	if err != nil {
 		return fmt.Errorf("mount point %s: %w", point, err)
 	}
-	v := view{upper: root, made: func() error { return nil }}
+	limits := DefaultLimits()
+	v := view{upper: root, left: &limits}
 	if !isFilePoint(point) {
 		_, err = v.find(parts, true)
 	} else {

@@ -99,6 +99,7 @@ type Root struct {
 // process at a time may have a Sealer on a folder.
 type Sealer struct {
 	opt   Options
+	boot  string        // tells this run of the kernel from others
 	slots chan struct{} // one per image being sealed
 	work  sync.WaitGroup
 
@@ -136,7 +137,11 @@ func New(opt Options) (*Sealer, error) {
 		}
 		*dir = abs
 	}
-	s := &Sealer{opt: opt, slots: make(chan struct{}, concurrent), flights: map[Key]*flight{}, roots: map[Key]mounted{}}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("open seals: %w", err)
+	}
+	s := &Sealer{opt: opt, boot: strings.TrimSpace(string(boot)), slots: make(chan struct{}, concurrent), flights: map[Key]*flight{}, roots: map[Key]mounted{}}
 	return s, s.sweepUnfinished()
 }
 

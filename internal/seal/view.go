@@ -12,17 +12,20 @@ var (
 	errLoop    = errors.New("its path leads over too many symbolic links")
 	errBeneath = errors.New("its path leads through what is not a folder")
 	errAbsent  = errors.New("no such entry")
+	errLong    = errors.New("its path, with all links followed, has more than 4095 bytes")
 )
 
 // view is a layer that is being read, over the tree of the layers below it.
 type view struct {
 	upper, lower *node
-	// made is told of every folder that a path implied.
-	made func() error
+	left         *Limits // charged with what finding costs
 }
 
 // place is one folder in both trees; either may be nil.
-type place struct{ up, low *node }
+type place struct {
+	up, low *node
+	length  int // bytes of its path
+}
 
 // child looks a name up as the merged tree would show it.
 func (p place) child(name string) (up, low *node) {
@@ -40,7 +43,7 @@ func (p place) child(name string) (up, low *node) {
 // there. With create, folders that are missing are made in the upper layer;
 // without, the error is errAbsent.
 func (v view) find(parts []string, create bool) (place, error) {
-	stack := []place{{v.upper, v.lower}}
+	stack := []place{{up: v.upper, low: v.lower}}
 	links := 0
 	for len(parts) > 0 {
 		part := parts[0]
@@ -63,6 +66,9 @@ func (v view) find(parts []string, create bool) (place, error) {
 		}
 		if links++; links > maxLinks {
 			return place{}, errLoop
+		}
+		if err := v.left.name(len(target)); err != nil {
+			return place{}, err
 		}
 		if strings.HasPrefix(target, "/") {
 			stack = stack[:1]
@@ -88,24 +94,21 @@ func (v view) step(at place, part string, create bool) (next place, target strin
 	case low != nil && !low.isDir():
 		low = nil
 	}
+	length := at.length + 1 + len(part)
+	if length > maxPath {
+		return place{}, "", errLong
+	}
 	if up == nil && create {
-		if up, err = v.mkdir(at.up, part); err != nil {
+		if err := errors.Join(v.left.entry(), v.left.name(length)); err != nil {
 			return place{}, "", err
 		}
+		up = newDir()
+		at.up.children[part] = up
 	}
 	if up == nil && low == nil {
 		return place{}, "", errAbsent
 	}
-	return place{up, low}, "", nil
-}
-
-func (v view) mkdir(in *node, name string) (*node, error) {
-	if err := v.made(); err != nil {
-		return nil, err
-	}
-	dir := newDir()
-	in.children[name] = dir
-	return dir, nil
+	return place{up, low, length}, "", nil
 }
 
 // lookup finds the node at a path without following a link at its end.
