@@ -55,7 +55,7 @@ func newConn(g *gateway, nc net.Conn, l *listener) *conn {
 
 func remoteAddr(nc net.Conn) netip.Addr {
 	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
-		return a.AddrPort().Addr().Unmap()
+		return a.AddrPort().Addr().Unmap().WithZone("")
 	}
 	return netip.Addr{}
 }

@@ -54,7 +54,7 @@ func (r *resolver) serveUDP(l *listener, udp net.PacketConn) {
 		if !ok {
 			continue
 		}
-		if out := r.answer(l, a.AddrPort().Addr().Unmap(), b[:n], false); out != nil {
+		if out := r.answer(l, a.AddrPort().Addr().Unmap().WithZone(""), b[:n], false); out != nil {
 			_, _ = udp.WriteTo(out, from) // a lost answer is asked for again
 		}
 	}

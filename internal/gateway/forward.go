@@ -16,6 +16,7 @@ const maxTries = 6
 var (
 	errEnding    = errors.New("the gateway ends")
 	errGone      = errors.New("the instance left")
+	errUnsent    = errors.New("nothing was sent")
 	errNoAnswer  = errors.New("the connection closed before an answer")
 	errMalformed = errors.New("the answer is malformed")
 )
@@ -231,7 +232,10 @@ func (x *exchange) failed(err error, safe bool) (no *refusal, again bool) {
 	c.up.Store(nil)
 	x.up.close()
 	bodyErr := x.stopUpload()
-	malformed := errors.Is(err, errMalformed)
+	malformed, unsent := errors.Is(err, errMalformed), errors.Is(err, errUnsent) && bodyErr == nil
+	if unsent && !late && !gone {
+		return nil, true
+	}
 	if safe && !begun && !late && !gone && !malformed && (x.up.reused || !x.repeated) {
 		if !x.up.reused {
 			x.repeated = true

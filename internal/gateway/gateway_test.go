@@ -20,7 +20,13 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain demands that no goroutine is left. certmagic keeps one per account
+// for its rate, for ever, and one per lock until it next looks.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"))
+}
 
 // given are listeners that a test hands over.
 type given struct {

@@ -12,9 +12,12 @@ import (
 // errClient marks an answer that the client did not take.
 var errClient = errors.New("the client did not take the answer")
 
-// send writes a request.
+// send writes a request. The error is errUnsent when not a byte of it went.
 func (u *upstream) send(b []byte) error {
-	_, err := u.Write(b)
+	n, err := u.Write(b)
+	if err != nil && n == 0 {
+		return errors.Join(errUnsent, err)
+	}
 	return err
 }
 
@@ -41,6 +44,7 @@ func (x *exchange) relay() (int64, error) {
 		if !more {
 			return sent, c.deliver()
 		}
+		c.arm(c.g.limits.Write)
 		if err := c.deliver(); err != nil {
 			return sent, err
 		}
@@ -104,6 +108,7 @@ func (c *conn) straight(up *upstream) (int64, error) {
 	if n > 0 {
 		c.reply.Skip(int64(n))
 		c.out = b[:n]
+		c.arm(c.g.limits.Write)
 		if err := c.deliver(); err != nil {
 			return int64(n), err
 		}
