@@ -21,25 +21,29 @@ import (
 func BenchmarkStart100(b *testing.B) {
 	const n = 100
 	bed := newBed(b)
-	one := bed.ready(web(1)).Fleets[0].Instances[0]
+	one := bed.ready(tiny(1)).Fleets[0].Instances[0]
 	config, err := os.ReadFile(filepath.Join(bed.dir, "local/instances", one.ID, "config.json"))
 	if err != nil {
 		b.Fatal(err)
 	}
 	var ours, bare time.Duration
 	for b.Loop() {
-		bed.ready(web(1))
+		bed.ready(tiny(1))
 		<-time.After(200 * time.Millisecond)
 		began := time.Now()
-		bed.apply(web(n + 1))
-		bed.gateway.wait(b, "all", func(tr kiln.Traffic) bool { return len(tr.Fleets[web(1).ID()]) == n+1 })
+		bed.apply(tiny(n + 1))
+		bed.gateway.wait(b, "all", func(tr kiln.Traffic) bool { return len(tr.Fleets[tiny(1).ID()]) == n+1 })
 		ours += time.Since(began)
-		bed.ready(web(1))
+		bed.ready(tiny(1))
 		bare += startBare(b, bed, config, n)
 	}
 	b.ReportMetric(float64(ours.Milliseconds())/float64(b.N), "kiln-ms")
 	b.ReportMetric(float64(bare.Milliseconds())/float64(b.N), "runc-ms")
 	b.ReportMetric(float64(ours)/float64(bare), "ratio")
+}
+
+func tiny(count int) kiln.Fleet {
+	return web(count, func(t *kiln.Template) { t.Config.Ready.Interval = 2 * time.Second })
 }
 
 // startBare starts n containers by the runtime alone, as many at once as the
@@ -71,7 +75,7 @@ func startBare(b *testing.B, bed *bed, config []byte, n int) time.Duration {
 			return
 		}
 		defer null.Close()
-		cmd := exec.Command("runc", "--root", filepath.Join(dir, "state"), "run", "--detach", "--bundle", filepath.Join(dir, strconv.Itoa(i)), id)
+		cmd := exec.Command("runc", "--root", filepath.Join(dir, "state"), "run", "--no-new-keyring", "--detach", "--bundle", filepath.Join(dir, strconv.Itoa(i)), id)
 		cmd.Stdout, cmd.Stderr = null, null
 		if err := cmd.Run(); err != nil {
 			b.Errorf("start %s: %v", id, err)

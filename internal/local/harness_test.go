@@ -330,9 +330,18 @@ func (g *gateway) wait(t testing.TB, what string, cond func(kiln.Traffic) bool) 
 		select {
 		case <-changed:
 		case <-limit:
-			t.Fatalf("waited too long for %s; table %+v", what, table)
+			t.Fatalf("waited too long for %s; table %+v", what, brief(table))
 		}
 	}
+}
+
+// brief counts a table's instances.
+func brief(t kiln.Traffic) map[kiln.FleetID]int {
+	out := map[kiln.FleetID]int{}
+	for id, list := range t.Fleets {
+		out[id] = len(list)
+	}
+	return out
 }
 
 func (g *gateway) generation() uint64 {

@@ -138,7 +138,7 @@ func (e *Engine) launch(ctx context.Context, in *instance) error {
 	pidFile := filepath.Join(dir, "pid")
 	status, err := e.Keeper.Start(ctx, kiln.Process{
 		ID:      in.ID,
-		Command: []string{e.runtime.Path, "--root", e.paths.runtime, "run", "--detach", "--bundle", dir, "--pid-file", pidFile, in.ID},
+		Command: append(e.runtime.Run(e.paths.runtime, dir), "--detach", "--pid-file", pidFile, in.ID),
 		Dir:     dir, PIDFile: pidFile,
 		LogDir: e.paths.log(in.Environment, in.ID), LogBytes: in.template.Config.Limits.LogBytes,
 	})

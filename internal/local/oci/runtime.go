@@ -23,6 +23,14 @@ type Runtime struct {
 	Name string // "runc"
 }
 
+// Run is the command that runs a bundle, without the instance's name and
+// further flags. No session keyring is made for it: the kernel gives a user
+// 200 keys, which would be 200 instances per environment, and the seccomp
+// profile allows no call that could use one.
+func (r Runtime) Run(state, bundle string) []string {
+	return []string{r.Path, "--root", state, "run", "--no-new-keyring", "--bundle", bundle}
+}
+
 // FindInit looks for an init that reaps and forwards signals.
 func FindInit() (string, error) {
 	for _, name := range []string{"catatonit", "tini-static", "docker-init"} {
@@ -85,7 +93,8 @@ func try(ctx context.Context, runtime, dir, init string, uidBase uint32, group s
 	id := filepath.Base(dir)
 	state := filepath.Join(dir, "state")
 	var out bytes.Buffer
-	run := exec.CommandContext(ctx, runtime, "--root", state, "run", "--bundle", dir, id) // #nosec G204 -- a runtime found on PATH
+	command := append(Runtime{Path: runtime}.Run(state, dir), id)
+	run := exec.CommandContext(ctx, command[0], command[1:]...) // #nosec G204 -- a runtime found on PATH
 	run.Stdout, run.Stderr = &out, &out
 	if err := run.Run(); err != nil {
 		_ = exec.CommandContext(ctx, runtime, "--root", state, "delete", "--force", id).Run() // #nosec G204 -- the same
