@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"time"
@@ -13,6 +14,9 @@ import (
 // emptyLimit bounds the wait for instances that were told to end: longer than
 // the longest grace that a definition may give.
 const emptyLimit = 5 * time.Minute
+
+// clearLimit bounds the wait for the remains of dead instances to go.
+const clearLimit = 30 * time.Second
 
 // shutdown ends every environment, removes what the engine has on the machine,
 // and then ends the keeper with its gateway. The caller ends the control plane.
@@ -29,7 +33,7 @@ func (p *plane) shutdown(ctx context.Context, actor string, progress func(kiln.P
 			return err
 		}
 	}
-	if err := p.engine.Clear(ctx); err != nil {
+	if err := p.clear(ctx); err != nil {
 		return fmt.Errorf("clear the machine: %w", err)
 	}
 	if err := p.sealer.UnmountAll(ctx); err != nil {
@@ -41,6 +45,20 @@ func (p *plane) shutdown(ctx context.Context, actor string, progress func(kiln.P
 		return fmt.Errorf("end the keeper: %w", err)
 	}
 	return nil
+}
+
+// clear removes what the engine has on the machine, once what is left of the
+// last instances is gone: their networks and groups go after they died.
+func (p *plane) clear(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, clearLimit)
+	defer cancel()
+	for {
+		err := p.engine.Clear(ctx)
+		if !errors.Is(err, kiln.ErrConflict) || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 10*time.Millisecond)
+	}
 }
 
 // awaitEmpty returns once no instance of an environment is left.

@@ -108,11 +108,15 @@ func (p *progress) show(n kiln.Progress) {
 		if !p.live {
 			p.line(step.title + ": " + p.style.safe(n.Message))
 		}
-	case !p.live && !p.seen[key]:
+	case !p.live && !p.seen[key] && slow(n.Stage):
 		p.line(step.title)
 	}
 	p.seen[key] = true
 }
+
+// slow says whether a stage's steps may take so long that their begin is news
+// where lines stay.
+func slow(stage string) bool { return stage == "bake" || stage == stageSend || stage == "verify" }
 
 // update changes the message of a step, on a terminal only: where lines stay
 // for ever it would be one a file.
