@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -208,6 +209,36 @@ func TestLoopDevice(t *testing.T) {
 	}()
 	if b, err := os.ReadFile(filepath.Join(at, "a")); err != nil || string(b) != "a" {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestMountOnTmpfs seals on a file system whose files cannot be mounted.
+func TestMountOnTmpfs(t *testing.T) {
+	needRoot(t)
+	dir, store := t.TempDir(), folder(t.TempDir())
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	root, err := newSealer(t, dir, store).Root(t.Context(), store.image(t, layer(t, file("a", "a"))), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(root.Dir, "a")); err != nil || string(b) != "a" {
+		t.Errorf("%q, %v", b, err)
+	}
+	source, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(source), "\n") {
+		if strings.Contains(line, root.Dir) {
+			t.Logf("%s; protection %s", line, root.Protection)
+		}
 	}
 }
 

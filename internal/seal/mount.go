@@ -167,14 +167,18 @@ func (s *Sealer) saveIdentity(key Key, is identity) error {
 }
 
 // mountFile mounts an EROFS file that is open, not whatever has its name now:
-// straight from the file where the kernel can (6.12), else by a loop device.
+// straight from the file where the kernel can (6.12 and later, for most file
+// systems beneath), else by a loop device.
 func mountFile(f *os.File, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("mount seal: %w", err)
 	}
 	err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), dir, "erofs", mountFlags, "")
-	if errors.Is(err, unix.ENOTBLK) {
-		err = mountLoop(f, dir)
+	if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENODEV) {
+		if loopErr := mountLoop(f, dir); loopErr != nil {
+			return fmt.Errorf("mount seal: from the file: %w; by loop device: %w", err, loopErr)
+		}
+		return nil
 	}
 	switch {
 	case errors.Is(err, unix.ENODEV):

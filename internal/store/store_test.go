@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -348,4 +350,38 @@ func age(t testing.TB, s *Store, by time.Duration) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestCollectBesideWriters collects without grace while others write under a
+// Hold: what they wrote and tagged is there when they let go.
+func TestCollectBesideWriters(t *testing.T) {
+	s := open(t)
+	ctx, stop := context.WithCancel(t.Context())
+	var collector, writers sync.WaitGroup
+	collector.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := s.Collect(ctx, Keep{Grace: time.Nanosecond}); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		}
+	})
+	for i := range 3 {
+		writers.Go(func() {
+			for j := range 20 {
+				release, err := s.Hold(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				d := putImage(t, s, fmt.Sprintf("image-%d", i), fmt.Sprint(j%4))
+				if _, err := s.Config(t.Context(), d); err != nil {
+					t.Error(err)
+				}
+				release()
+			}
+		})
+	}
+	writers.Wait()
+	stop()
+	collector.Wait()
 }
