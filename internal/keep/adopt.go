@@ -59,12 +59,30 @@ func (k *keeper) adoptProcess(p *process) error {
 	k.reopen(p)
 	k.pump.do(func() {
 		k.pump.watch(pidfd, func() {
-			k.pump.release(pidfd)
-			k.reaper.work.Go(func() { k.record(p, lost()) })
+			k.pump.unwatch(pidfd)
+			k.reaper.work.Go(func() {
+				k.record(p, strangerExit(pidfd))
+				_ = unix.Close(pidfd)
+			})
 		})
 	})
 	k.log.Info("instance adopted", "instance", p.ID, "pid", p.pid)
 	return nil
+}
+
+// reapWait is how long, in milliseconds, the parent of an adopted process is
+// given to wait for it.
+const reapWait = 200
+
+// strangerExit is the end of a process that is not the keeper's child. Linux
+// 6.15 and later know its exit status, once its parent has waited for it.
+func strangerExit(pidfd int) *kiln.Exit {
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd)}}, reapWait) //nolint:gosec // a file's number; POLLHUP needs no asking
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	if err := unix.IoctlPidfdInfo(pidfd, &info); err != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
+		return lost()
+	}
+	return exitOf(unix.WaitStatus(info.Exit_code)) //nolint:gosec // the form that wait gives
 }
 
 // openProcess opens a process of which the start time is known.

@@ -35,7 +35,8 @@ func TestMain(m *testing.M) {
 		case "role=gateway":
 			os.Exit(gatewayRole())
 		case "role=runtime":
-			os.Exit(runtimeRole(os.Args[2], os.Args[3]))
+			code := runtimeRole(os.Args[2], os.Args[3])
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(code), 0, 0) // at once, also under the race detector
 		case "role=launch":
 			fmt.Fprintln(os.Stderr, Launch(os.Args[2:]))
 			os.Exit(1)
@@ -178,7 +179,7 @@ func (r *rig) start() {
 	}
 	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
 	defer cancel()
-	r.Client, err = Ensure(ctx, r.dir, []string{os.Args[0], "role=keeper", string(options)})
+	r.Client, err = ensure(ctx, r.dir, []string{os.Args[0], "role=keeper", string(options)})
 	if err != nil {
 		r.t.Fatalf("%v\n%s", err, r.log())
 	}

@@ -124,6 +124,14 @@ func (p *pump) watch(fd int, handle func()) {
 	}
 }
 
+// unwatch ends watch and leaves the file open. On the pump's goroutine only.
+func (p *pump) unwatch(fd int) {
+	delete(p.handlers, fd)
+	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
+		p.log.Error("a file is still watched", "error", err)
+	}
+}
+
 // release closes a file that was watched. On the pump's goroutine only.
 func (p *pump) release(fd int) {
 	delete(p.handlers, fd)

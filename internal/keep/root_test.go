@@ -153,7 +153,7 @@ func BenchmarkMemory(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	r.Client, err = Ensure(b.Context(), r.dir, []string{os.Args[0], "role=keeper", string(options)})
+	r.Client, err = ensure(b.Context(), r.dir, []string{os.Args[0], "role=keeper", string(options)})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -9,12 +9,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/kilnproject/kiln"
@@ -187,6 +189,29 @@ func TestReplacedPIDIsNotAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = os.NewFile(uintptr(fd), "").Close()
+}
+
+func TestExitOfAStranger(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "read x; exit 6")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	_ = in.Close()
+	_ = cmd.Wait()
+	e := strangerExit(pidfd)
+	if !e.Lost && e.Code != 6 {
+		t.Fatalf("exit %+v", e)
+	}
+	t.Logf("exit %+v", e) // lost before Linux 6.15
 }
 
 func FuzzParseStat(f *testing.F) {

@@ -13,10 +13,10 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// Ensure returns a client of the keeper of a data directory, which it starts
+// ensure returns a client of the keeper of a data directory, which it starts
 // with the command when none answers. The keeper outlives the caller; what it
 // says goes to DIR/keep.log.
-func Ensure(ctx context.Context, dataDir string, command []string) (*Client, error) {
+func ensure(ctx context.Context, dataDir string, command []string) (*Client, error) {
 	c := &Client{socket: filepath.Join(dataDir, "run", "keep.sock")}
 	_, err := c.Ping(ctx)
 	if err == nil || !errors.Is(err, &kiln.Error{Code: kiln.CodeUnavailable}) {
