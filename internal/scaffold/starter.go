@@ -32,7 +32,7 @@ func starter(fsys fs.FS) (map[string][]byte, []string, error) {
 		images: []image{
 			{
 				name: "base", debian: []string{"busybox", "ca-certificates"},
-				notes: []string{"The golden image. No registry is involved. A machine that is not Debian needs a mirror:", "| mirror = \"https://deb.debian.org/debian\""},
+				notes: []string{"The golden image. No registry is involved. A machine that is not Debian needs a mirror:", "| mirror = \"https://mirror.example.com/debian\""},
 			},
 			{name: "web", context: "web", contexts: map[string]string{"base": "image.base"}},
 		},

@@ -24,11 +24,12 @@ func (s *scope) decode(body *hclsyntax.Body, each *instance) *decoder {
 	return &decoder{scope: s, body: body, each: each}
 }
 
-// blocks returns the nested blocks of a kind.
-func (d *decoder) blocks(kind string) []*hclsyntax.Block {
+// blocks returns the nested blocks of a kind, which have so many labels; those
+// that have not were reported.
+func (d *decoder) blocks(kind string, labels int) []*hclsyntax.Block {
 	var out []*hclsyntax.Block
 	for _, b := range d.body.Blocks {
-		if b.Type == kind {
+		if b.Type == kind && len(b.Labels) == labels {
 			out = append(out, b)
 		}
 	}
@@ -37,8 +38,10 @@ func (d *decoder) blocks(kind string) []*hclsyntax.Block {
 
 // single returns a decoder for the nested block of a kind, or nil.
 func (d *decoder) single(kind string) *decoder {
-	for _, b := range d.blocks(kind) {
-		return d.decode(b.Body, d.each)
+	for _, b := range d.body.Blocks {
+		if b.Type == kind {
+			return d.decode(b.Body, d.each)
+		}
 	}
 	return nil
 }

@@ -13,6 +13,9 @@ type document struct {
 	schema *blockSchema
 	blocks map[string][]*hclsyntax.Block // by kind, in the order of files and lines
 	locals map[string]*hclsyntax.Attribute
+	// broken is true when a file could not be read: what others refer to may
+	// be in it.
+	broken bool
 }
 
 // readDocument parses the definition's files. It returns nil where there is
@@ -20,7 +23,7 @@ type document struct {
 func readDocument(f *folder, r *report) *document {
 	names, err := f.definitions()
 	if err != nil {
-		r.error(hcl.Range{}, "Cannot read the definition", "%s", err)
+		r.error(hcl.Range{}, "Cannot read the definition", "%s", sentence(err))
 		return nil
 	}
 	if len(names) > maxFiles {
@@ -35,12 +38,16 @@ func readDocument(f *folder, r *report) *document {
 	for _, name := range names {
 		src, err := f.file(name)
 		if err != nil {
-			r.error(hcl.Range{}, "Cannot read "+name, "%s", err)
+			r.error(hcl.Range{}, "Cannot read "+name, "%s", sentence(err))
+			doc.broken = true
 			continue
 		}
-		if body := parseBounded(name, src, r); body != nil {
-			doc.add(body, r)
+		body := parseBounded(name, src, r)
+		if body == nil {
+			doc.broken = true
+			continue
 		}
+		doc.add(body, r)
 	}
 	doc.checkNames(r)
 	if len(names) == 0 {
@@ -53,8 +60,8 @@ func readDocument(f *folder, r *report) *document {
 func (d *document) add(body *hclsyntax.Body, r *report) {
 	checkBody(body, d.schema, r)
 	for _, b := range body.Blocks {
-		if _, ok := d.schema.block(b.Type); !ok {
-			continue
+		if s, ok := d.schema.block(b.Type); !ok || len(b.Labels) != len(s.Labels) {
+			continue // reported
 		}
 		d.blocks[b.Type] = append(d.blocks[b.Type], b)
 		if len(d.blocks[b.Type]) == maxBlocks+1 {
@@ -81,9 +88,6 @@ func (d *document) checkNames(r *report) {
 		}
 		seen := map[string]*hclsyntax.Block{}
 		for _, b := range blocks {
-			if len(b.Labels) == 0 {
-				continue
-			}
 			if first, ok := seen[b.Labels[0]]; ok {
 				r.error(b.LabelRanges[0], "Duplicate "+kind, "%s %q is defined at %s already.", kind, b.Labels[0], place(first.DefRange()))
 				continue
@@ -162,6 +166,8 @@ func unknownArgument(a *hclsyntax.Attribute, s *blockSchema, r *report) {
 		later(a.NameRange, a.Name, r)
 	case isBlock:
 		r.error(a.NameRange, "Unsupported argument", "%q is a block: write it as %s { ... }, without the equals sign.", a.Name, a.Name)
+	case len(s.Arguments) == 0:
+		r.error(a.NameRange, "Unsupported argument", "Arguments belong inside of blocks; for a name of your own, write it into locals { ... }.")
 	default:
 		r.error(a.NameRange, "Unsupported argument", "There is no argument %q here.%s", a.Name, suggest(a.Name, s.argumentNames()))
 	}
@@ -190,7 +196,7 @@ func checkLabels(b *hclsyntax.Block, s *blockSchema, r *report) bool {
 		for _, l := range s.Labels {
 			example += ` "` + strings.ToUpper(l) + `"`
 		}
-		r.error(b.DefRange(), "Wrong labels", "A %s block has %d labels, not %d: %s { ... }", s.Name, len(s.Labels), len(b.Labels), example)
+		r.error(b.DefRange(), "Wrong labels", "It has %d, and is written %s { ... }.", len(b.Labels), example)
 		return false
 	}
 	if len(b.Labels) == 0 {

@@ -17,6 +17,9 @@ import (
 // defaultEnvironment is the one of a definition that declares none.
 const defaultEnvironment = "default"
 
+// maxPatternName leaves room for the branch in the names of environments.
+const maxPatternName = 12
+
 // environment is a declared environment with the values of its variables.
 type environment struct {
 	kiln.Environment
@@ -61,8 +64,11 @@ func (l *loader) environmentRules(d *decoder, e environment) {
 	if d.has("branch") && d.has("branches") {
 		l.report.error(d.at("branches"), "Conflicting arguments", "An environment has either branch or branches.")
 	}
-	if d.has("branches") && len(e.Branches) == 0 && !l.report.failed() {
+	if a, ok := d.value("branches"); ok && a.CanIterateElements() && a.LengthInt() == 0 {
 		l.report.error(d.at("branches"), "Invalid pattern", "branches is empty: no branch would ever match.")
+	}
+	if d.has("branches") && len(e.Name) > maxPatternName {
+		l.report.error(e.at, "Invalid name", "The name of an environment with branches has at most %d characters, because the branch becomes part of it.", maxPatternName)
 	}
 	if d.has("ttl") && !d.has("branches") {
 		l.report.error(d.at("ttl"), "Conflicting arguments", "Only environments of branches end by themselves; ttl needs branches.")
@@ -117,9 +123,6 @@ func badPattern(s string) string {
 
 // choose returns the environment that the definition is evaluated for.
 func (l *loader) choose(all []environment) (environment, bool) {
-	if l.report.failed() {
-		return environment{}, false
-	}
 	name := l.opt.Environment
 	if name == "" {
 		return l.only(all)
@@ -160,7 +163,7 @@ func (l *loader) only(all []environment) (environment, bool) {
 	if len(single) == 1 {
 		return single[0], true
 	}
-	l.report.error(hcl.Range{}, "Which environment?", "The definition declares several environments: %s. Name one with --environment.", strings.Join(environmentNames(all), ", "))
+	l.report.error(hcl.Range{}, "Which environment?", "The definition declares several environments: %s. Name one of them.", strings.Join(environmentNames(all), ", "))
 	return environment{}, false
 }
 

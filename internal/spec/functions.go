@@ -63,15 +63,19 @@ func newFunctions(f *folder, m *meter) map[string]function.Function {
 	return all
 }
 
+// tooDear is what nobody can afford.
+const tooDear = bytesPerUnit * (fuel + 1)
+
 // costs are those of functions whose result or work can be much larger than
-// their arguments, by name, in units of fuel.
+// their arguments, by name, in bytes.
 func costs() map[string]func(args []cty.Value) int {
 	return map[string]func(args []cty.Value) int{
-		"distinct":     func(args []cty.Value) int { return product(elements(args[0]), elements(args[0])) },
+		"distinct":     func(args []cty.Value) int { return bytesPerUnit * (product(elements(args[0]), elements(args[0])) / 10) },
 		"format":       formatCost,
 		"formatlist":   formatCost,
 		"indent":       indentCost,
 		"join":         joinCost,
+		"jsondecode":   jsonCost,
 		"regexreplace": func(args []cty.Value) int { return product(length(args[0])+1, length(args[2])+1) },
 		"replace":      func(args []cty.Value) int { return product(length(args[0])+1, length(args[2])+1) },
 		"setproduct": func(args []cty.Value) int {
@@ -79,7 +83,7 @@ func costs() map[string]func(args []cty.Value) int {
 			for _, a := range args {
 				n = product(n, elements(a))
 			}
-			return product(n, len(args))
+			return min(tooDear, bytesPerUnit*product(n, len(args)))
 		},
 	}
 }
@@ -88,7 +92,7 @@ func costs() map[string]func(args []cty.Value) int {
 // of five digits and more.
 func formatCost(args []cty.Value) int {
 	if known(args[0]) && regexp.MustCompile(`%[^a-zA-Z%]*[0-9]{5}`).MatchString(args[0].AsString()) {
-		return fuel + 1
+		return tooDear
 	}
 	n, size := 1, length(args[0])
 	for _, a := range args[1:] {
@@ -104,9 +108,30 @@ func indentCost(args []cty.Value) int {
 	}
 	spaces, _ := args[0].AsBigFloat().Int64()
 	if spaces < 0 || spaces > 10_000 {
-		return fuel + 1
+		return tooDear
 	}
 	return product(int(spaces), strings.Count(args[1].AsString(), "\n"))
+}
+
+// jsonCost refuses JSON that is nested too deep to decode on a stack.
+func jsonCost(args []cty.Value) int {
+	if !known(args[0]) || args[0].Type() != cty.String {
+		return 1
+	}
+	depth, deepest := 0, 0
+	for _, b := range []byte(args[0].AsString()) {
+		switch b {
+		case '[', '{':
+			depth++
+			deepest = max(deepest, depth)
+		case ']', '}':
+			depth--
+		}
+	}
+	if deepest > 1000 {
+		return tooDear
+	}
+	return length(args[0])
 }
 
 func joinCost(args []cty.Value) int {
@@ -135,10 +160,10 @@ func length(v cty.Value) int {
 	return len(v.AsString())
 }
 
-// product multiplies without overflow; what is above the fuel is one above it.
+// product multiplies without overflow; what nobody can afford is tooDear.
 func product(a, b int) int {
 	if a > 0 && b > (fuel+1)/a {
-		return fuel + 1
+		return tooDear
 	}
 	return a * b
 }
@@ -148,7 +173,7 @@ func guarded(f function.Function, cost func([]cty.Value) int, m *meter) function
 	return function.New(&function.Spec{
 		Description: f.Description(), Params: f.Params(), VarParam: f.VarParam(),
 		Type: func(args []cty.Value) (cty.Type, error) {
-			if !m.afford(cost(args) / 4) {
+			if !m.afford(cost(args) / bytesPerUnit) {
 				return cty.DynamicPseudoType, errors.New("the result would be too large")
 			}
 			return f.ReturnTypeForValues(args)
@@ -158,9 +183,11 @@ func guarded(f function.Function, cost func([]cty.Value) int, m *meter) function
 }
 
 // text makes a function of one string.
-func text(apply func(string) (string, error)) function.Function {
+func text(apply func(string) (string, error)) function.Function { return textOf("str", apply) }
+
+func textOf(parameter string, apply func(string) (string, error)) function.Function {
 	return function.New(&function.Spec{
-		Params: []function.Parameter{{Name: "str", Type: cty.String}},
+		Params: []function.Parameter{{Name: parameter, Type: cty.String}},
 		Type:   function.StaticReturnType(cty.String),
 		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
 			s, err := apply(args[0].AsString())
@@ -201,7 +228,7 @@ func sum(b []byte) string {
 }
 
 func fileText(f *folder) function.Function {
-	return text(func(name string) (string, error) {
+	return textOf("path", func(name string) (string, error) {
 		b, err := f.file(name)
 		if err != nil {
 			return "", fmt.Errorf("cannot read %q: %w", name, err)
@@ -214,7 +241,7 @@ func fileText(f *folder) function.Function {
 }
 
 func fileSum(f *folder) function.Function {
-	return text(func(name string) (string, error) {
+	return textOf("path", func(name string) (string, error) {
 		b, err := f.file(name)
 		if err != nil {
 			return "", fmt.Errorf("cannot read %q: %w", name, err)

@@ -9,8 +9,11 @@ import (
 )
 
 // fuel is what one Load may spend: a unit is a step of a loop, an element that
-// is looked at, or four bytes of text.
-const fuel = 20_000_000
+// is looked at, or bytesPerUnit of text. All of it lasts about a second.
+const (
+	fuel         = 1_000_000
+	bytesPerUnit = 16
+)
 
 // errExhausted is the panic that leaves an evaluation which spent its fuel.
 // The evaluator goes on after errors, so that nothing else would stop a loop.
@@ -42,7 +45,7 @@ func (m *meter) step(v cty.Value) {
 	if v.IsKnown() && !v.IsNull() {
 		switch v.Type() {
 		case cty.String:
-			cost += len(v.AsString()) / 4
+			cost += len(v.AsString()) / bytesPerUnit
 		case cty.Number:
 			cost += digits(v)
 		}
@@ -66,6 +69,10 @@ func (m *meter) deep(v cty.Value) {
 	v, _ = v.Unmark()
 	if v.IsNull() || !v.IsKnown() || !v.CanIterateElements() {
 		return
+	}
+	if v.Type().IsTupleType() { // converting one compares every two of its types
+		n := v.LengthInt()
+		m.spend(product(n, n/100))
 	}
 	for it := v.ElementIterator(); it.Next(); {
 		key, element := it.Element()
@@ -136,7 +143,7 @@ func (m *meter) install(e hclsyntax.Expression) {
 }
 
 func (m *meter) installFor(e *hclsyntax.ForExpr) {
-	e.CollExpr, e.ValExpr = m.steps(e.CollExpr), m.steps(e.ValExpr)
+	e.CollExpr, e.ValExpr = m.whole(e.CollExpr), m.steps(e.ValExpr)
 	if e.KeyExpr != nil {
 		e.KeyExpr = m.steps(e.KeyExpr)
 	}

@@ -129,3 +129,9 @@ func line(src []byte, n int) string {
 	src = bytes.TrimSuffix(src, []byte("\r"))
 	return strings.ToValidUTF8(string(src[:min(len(src), maxSnippet)]), "�")
 }
+
+// sentence makes one of an error's words.
+func sentence(err error) string {
+	s := err.Error()
+	return strings.ToUpper(s[:1]) + s[1:] + "."
+}

@@ -15,7 +15,7 @@ func rollout(d *decoder, ports []kiln.Port) kiln.Strategy {
 	}
 	out.Park = inner.duration("park", out.Park, 0, 168*time.Hour)
 	seen := map[string]bool{}
-	for _, b := range inner.blocks("verify") {
+	for _, b := range inner.blocks("verify", 1) {
 		if seen[b.Labels[0]] {
 			d.report.error(b.DefRange(), "Duplicate check", "There is a verify block %q already.", b.Labels[0])
 		}
@@ -40,7 +40,7 @@ func verify(d *decoder, name string, ports []kiln.Port) kiln.Verify {
 		d.report.error(d.at("http"), "Which kind of check?", "A verify block has exactly one of http and command.")
 		return out
 	case d.has("command"):
-		if len(out.Command) == 0 && !d.report.failed() {
+		if a, ok := d.value("command"); ok && a.CanIterateElements() && a.LengthInt() == 0 {
 			d.report.error(d.at("command"), "Unsuitable value", "The command is empty.")
 		}
 		d.refuse("command", "port", "status", "body")

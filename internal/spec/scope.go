@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -78,8 +79,9 @@ func (s *scope) value(expr hclsyntax.Expression, ctx *hcl.EvalContext) (value ct
 	defer s.report.recovered(expr.Range())
 	v, diags := expr.Value(ctx)
 	for _, d := range diags {
-		if d.Summary == "Call to unknown function" {
-			d.Detail = "There is no function of this name." + suggest(d.Extra.(hclsyntax.FunctionCallUnknownDiagExtra).CalledFunctionName(), slices.Collect(maps.Keys(s.functions)))
+		if unknown, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](d); ok {
+			name := unknown.CalledFunctionName()
+			d.Detail = fmt.Sprintf("There is no function %q.%s", name, suggest(name, sortedKeys(ctx.Functions)))
 		}
 	}
 	s.report.hcl(diags)

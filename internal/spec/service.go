@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strconv"
@@ -30,9 +31,8 @@ func (l *loader) services(images []kiln.Image) []kiln.Service {
 func (l *loader) service(i *instance, services map[string]bool) kiln.Service {
 	d := l.scope.decode(i.block.Body, i)
 	s := kiln.Service{Name: i.name, Image: d.block("image", "image"), Count: int(d.number("count", 1, 0, 1000))}
-	if ports, ok := l.scope.ports(i); ok {
-		s.Ports = ports
-	}
+	ports, portsOK := l.scope.ports(i)
+	s.Ports = ports
 	s.Config = kiln.Config{
 		Entrypoint: d.strings("entrypoint"),
 		Command:    d.strings("command"),
@@ -50,8 +50,10 @@ func (l *loader) service(i *instance, services map[string]bool) kiln.Service {
 	s.Config.StartTimeout = d.duration("start_timeout", time.Minute, time.Second, time.Hour)
 	s.Config.Capabilities = capabilities(d)
 	s.Config.Writable = writable(d, s.Config.Limits.Memory)
-	s.Config.Ready = ready(d, s.Ports)
-	s.Rollout = rollout(d, s.Ports)
+	if portsOK { // else what is said of them would be said twice
+		s.Config.Ready = ready(d, s.Ports)
+		s.Rollout = rollout(d, s.Ports)
+	}
 	return s
 }
 
@@ -61,7 +63,7 @@ func (s *scope) ports(i *instance) ([]kiln.Port, bool) {
 	var out []kiln.Port
 	before := s.report.errors
 	d := s.decode(i.block.Body, i)
-	for _, b := range d.blocks("port") {
+	for _, b := range d.blocks("port", 1) {
 		inner := d.decode(b.Body, i)
 		p := kiln.Port{Name: b.Labels[0], Number: uint16(inner.number("number", 0, 1, 65535)), Protocol: kiln.ProtocolHTTP}
 		if v := inner.checked("protocol", "Unknown protocol", badProtocol); v != "" {
@@ -129,6 +131,9 @@ func badSignal(s string) string {
 	}
 	if slices.Contains(known, s) || matches(`SIGRTMIN(\+([1-9]|1[0-5]))?`, s) {
 		return ""
+	}
+	if full := "SIG" + strings.ToUpper(s); slices.Contains(known, full) {
+		return fmt.Sprintf("is not a signal that ends a process. Did you mean %q?", full)
 	}
 	return "is not a signal that ends a process." + suggest(s, known)
 }

@@ -124,11 +124,15 @@ func newLoader(fsys fs.FS, opt Options) *loader {
 func (l *loader) load() (def *Definition) {
 	defer l.report.recovered(hcl.Range{})
 	l.doc = readDocument(l.files, l.report)
-	if l.doc == nil || l.report.failed() {
+	if l.doc == nil || l.doc.broken {
 		return nil
 	}
 	l.scope = newScope(l.doc, l.files, l.report)
+	before := l.report.errors
 	environments := l.environments()
+	if l.report.errors > before {
+		return nil
+	}
 	environment, ok := l.choose(environments)
 	if !ok {
 		return nil

@@ -80,7 +80,7 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	if secret {
 		l.scope.variables[name] = v.Mark(sensitive)
 	}
-	for _, rule := range d.blocks("validation") {
+	for _, rule := range d.blocks("validation", 0) {
 		l.scope.validations = append(l.scope.validations, validation{variable: name, body: rule.Body})
 	}
 	return v, true
