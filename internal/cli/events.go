@@ -25,7 +25,7 @@ blocked connections. With --json one object a line.`,
 				return err
 			}
 			query.Environment = environmentArg(args)
-			return client.Events(command.Context(), query, a.printEvent)
+			return followed(client.Events(command.Context(), query, a.printEvent))
 		},
 	}
 	flags := command.Flags()

@@ -76,6 +76,15 @@ type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 
+// followed ends a command that shows news until it is interrupted: there is
+// nothing to say about that.
+func followed(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return exitStatus(ExitInterrupted)
+	}
+	return err
+}
+
 func exitCodesText() string {
 	var b strings.Builder
 	b.WriteString("The exit codes of every command:\n\n")

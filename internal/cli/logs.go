@@ -37,7 +37,7 @@ the order of time. With --json one object a line.`,
 					query.Service, query.Instance = "", args[0]
 				}
 			}
-			return client.Logs(command.Context(), query, a.printLogLine)
+			return followed(client.Logs(command.Context(), query, a.printLogLine))
 		},
 	}
 	flags := command.Flags()

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/server"
+)
+
+// fakeDaemon is a control plane that answers the API on $KILN_DATA/kiln.sock
+// with what these scripts look for, and runs nothing. A tree whose definition
+// is for environment "slow" hangs in the bake, "rolling" in the switch, and
+// "failing" fails.
+func fakeDaemon() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	data := os.Getenv("KILN_DATA")
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		fatal(err)
+	}
+	listener, err := server.Listen(filepath.Join(data, server.SocketName))
+	if err != nil {
+		fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	handler := server.New(server.Options{
+		Control: fake{}, Store: sink{}, Log: log, Version: server.Version{Version: "dev", PID: os.Getpid()},
+		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
+	})
+	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {
+		fatal(err)
+	}
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+type fake struct{}
+
+func image() kiln.Digest { return kiln.DigestOf([]byte("image")) }
+
+func release(number int, state kiln.ReleaseState) kiln.Release {
+	return kiln.Release{
+		Environment: "default", Number: number, State: state, Bundle: image(), Actor: "ann (1000)",
+		CreatedAt: time.Now().Add(-3 * time.Minute), Source: kiln.Source{Branch: "main", Dirty: number == 2},
+	}
+}
+
+func (fake) Up(ctx context.Context, r control.UpRequest, progress func(kiln.Progress)) (control.UpResult, error) {
+	progress(kiln.Progress{Stage: "bake", Subject: "app", Step: "[1/1] COPY app /app"})
+	switch r.Environment {
+	case "slow":
+		<-ctx.Done()
+		return control.UpResult{}, ctx.Err()
+	case "rolling":
+		progress(kiln.Progress{Stage: "switch", Subject: "release 2"})
+		<-ctx.Done()
+		return control.UpResult{}, ctx.Err()
+	case "failing":
+		return control.UpResult{}, &kiln.Error{
+			Code: kiln.CodeFailed, Message: "release 2 was undone: web was never ready", Hint: "kiln logs web", Evidence: []string{"GET /healthz: 503", "\x1b[2Jhostile"},
+		}
+	}
+	progress(kiln.Progress{Stage: "bake", Subject: "app", Step: "[1/1] COPY app /app", Done: true, Took: time.Second})
+	return control.UpResult{
+		Environment: "default", Release: release(2, kiln.ReleaseLive), URLs: []string{"http://web.localhost:8080/"}, Took: 2 * time.Second,
+		Steps: steps(), Images: map[string]kiln.Baked{"app": {Manifest: image(), Size: 2048, Took: time.Second}},
+		Lock: kiln.Lock{References: []kiln.LockedReference{{
+			Reference: "docker.io/library/debian:12", Index: image(), Platforms: map[string]kiln.Digest{"linux/amd64": image()},
+		}}},
+	}, nil
+}
+
+func steps() []kiln.Step {
+	return []kiln.Step{{Verb: kiln.VerbReplace, Service: "web", Count: 2, Reasons: []string{"env VERSION: v1 -> v2"}}}
+}
+
+func (fake) Bake(context.Context, control.UpRequest, func(kiln.Progress)) (control.BakeResult, error) {
+	return control.BakeResult{Bundle: image(), Images: map[string]kiln.Baked{"app": {Manifest: image(), Cached: true}}}, nil
+}
+
+func (fake) Plan(_ context.Context, r control.UpRequest) (control.PlanResult, error) {
+	if string(r.Values["version"]) == `"same"` {
+		return control.PlanResult{Environment: "default", Live: 1}, nil
+	}
+	return control.PlanResult{
+		Environment: "default", Live: 1, Steps: steps(), Routes: []string{"web.localhost is new"},
+		Bakes: []control.PlannedBake{{Image: "app", Reason: "its context changed"}},
+	}, nil
+}
+
+func (fake) Rollback(context.Context, control.RollbackRequest, func(kiln.Progress)) (control.RollbackResult, error) {
+	return control.RollbackResult{From: 2, To: 1, Parked: true, Took: 8 * time.Millisecond}, nil
+}
+
+func (fake) Down(context.Context, control.DownRequest, func(kiln.Progress)) error { return nil }
+
+func (fake) Status(context.Context) (control.Status, error) {
+	live := release(2, kiln.ReleaseLive)
+	return control.Status{Environments: []control.EnvironmentStatus{{
+		Name: "default", Live: &live, Services: []control.ServiceStatus{{Name: "web", Image: image(), Desired: 2, Ready: 1}},
+		URLs: []string{"http://web.localhost:8080/"}, Problems: []string{"web: 1 of 2 is not ready"},
+	}}}, nil
+}
+
+func (fake) Instances(_ context.Context, environment string) ([]kiln.Instance, error) {
+	if environment != "default" {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "there is: default", "there is no environment %q", environment)
+	}
+	return []kiln.Instance{
+		{ID: "web-01aa", Environment: "default", Service: "web", State: kiln.InstanceReady, Image: image(), PID: 7, CreatedAt: time.Now(), Reason: "release 2"},
+		{ID: "web-01bb", Environment: "default", Service: "web", State: kiln.InstanceDead, Image: image(), Cause: &kiln.Cause{Kind: kiln.CauseOutOfMemory}},
+	}, nil
+}
+
+func (fake) Releases(context.Context, string) ([]kiln.Release, error) {
+	return []kiln.Release{release(1, kiln.ReleaseParked), release(2, kiln.ReleaseLive)}, nil
+}
+
+func (fake) Events(ctx context.Context, q control.EventQuery, each func(kiln.Event) error) error {
+	err := each(kiln.Event{Sequence: 9, At: time.Now(), Environment: "default", Kind: "release.live", Subject: "release 2", Message: "it has the traffic"})
+	if q.Follow {
+		<-ctx.Done()
+	}
+	return err
+}
+
+func (fake) Logs(_ context.Context, w io.Writer, q kiln.LogQuery) error {
+	for _, l := range []kiln.LogLine{{Instance: "web-01aa", Text: "up"}, {Instance: "web-01bb", Text: "\x1b[31mred\x1b[0m"}} {
+		if q.Instance != "" && q.Instance != l.Instance {
+			continue
+		}
+		if err := json.NewEncoder(w).Encode(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sink takes every blob.
+type sink struct{}
+
+func (sink) Missing(digests []kiln.Digest) []kiln.Digest { return digests }
+func (sink) NewBatch() server.Batch                      { return sink{} }
+func (sink) Commit(context.Context) error                { return nil }
+func (sink) Discard()                                    {}
+
+func (sink) Put(_ context.Context, r io.Reader, want kiln.Digest) (kiln.Digest, int64, error) {
+	n, err := io.Copy(io.Discard, r)
+	return want, n, err
+}
