@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,36 +42,63 @@ func (s *Store) PutBundle(ctx context.Context, b kiln.Bundle, annotations map[st
 		return "", err
 	}
 	defer release()
-	if missing := s.Missing(bundleBlobs(b)); len(missing) > 0 {
+	needed, err := s.bundleBlobs(b)
+	if err != nil {
+		return "", fmt.Errorf("put bundle: %w", err)
+	}
+	if missing := s.Missing(needed); len(missing) > 0 {
 		return "", kiln.Errorf(kiln.CodeNotFound, "bake again what needs it", "put bundle: %s is not in the store (%d of its blobs are not)", missing[0], len(missing))
 	}
-	if err := s.Sync(); err != nil {
-		return "", err
-	}
-	layer, err := s.bundleLayer(ctx, b.Files)
+	a, err := s.artifact(b)
 	if err != nil {
 		return "", fmt.Errorf("put bundle: %w", err)
 	}
-	config, err := s.putJSON(ctx, MediaTypeBundleConfig, b)
-	if err != nil {
+	// Written last, the manifest says that all the rest was made durable.
+	if !s.Has(kiln.Digest(a.desc.Digest)) {
+		if err := s.Sync(); err != nil {
+			return "", err
+		}
+		for _, content := range [][]byte{a.layer, a.config, a.manifest} {
+			if _, _, err := s.Put(ctx, bytes.NewReader(content), ""); err != nil {
+				return "", fmt.Errorf("put bundle: %w", err)
+			}
+		}
+	}
+	if err := s.Tag(ctx, a.desc, annotations[ocispec.AnnotationRefName], annotations); err != nil {
 		return "", fmt.Errorf("put bundle: %w", err)
 	}
-	desc, err := s.putJSON(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+	return kiln.Digest(a.desc.Digest), nil
+}
+
+// artifact is a bundle as OCI blobs.
+type artifact struct {
+	layer, config, manifest []byte
+	desc                    ocispec.Descriptor // of the manifest
+}
+
+func (s *Store) artifact(b kiln.Bundle) (artifact, error) {
+	var a artifact
+	var err error
+	if a.layer, err = s.bundleLayer(b.Files); err != nil {
+		return a, err
+	}
+	if a.config, err = json.Marshal(b); err != nil {
+		return a, err
+	}
+	a.manifest, err = json.Marshal(ocispec.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageManifest,
 		ArtifactType: MediaTypeBundle,
-		Config:       config,
-		Layers:       []ocispec.Descriptor{layer},
+		Config:       describe(MediaTypeBundleConfig, a.config),
+		Layers:       []ocispec.Descriptor{describe(ocispec.MediaTypeImageLayer, a.layer)},
 	})
-	if err != nil {
-		return "", fmt.Errorf("put bundle: %w", err)
-	}
-	desc.ArtifactType = MediaTypeBundle
-	name := annotations[ocispec.AnnotationRefName]
-	if err := s.Tag(ctx, desc, name, annotations); err != nil {
-		return "", fmt.Errorf("put bundle: %w", err)
-	}
-	return kiln.Digest(desc.Digest), nil
+	a.desc = describe(ocispec.MediaTypeImageManifest, a.manifest)
+	a.desc.ArtifactType = MediaTypeBundle
+	return a, err
+}
+
+func describe(mediaType string, b []byte) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest(kiln.DigestOf(b)), Size: int64(len(b))}
 }
 
 // Bundle reads a bundle back. It refuses what PutBundle would not have
@@ -128,41 +157,46 @@ func checkBundle(b kiln.Bundle) error {
 	return nil
 }
 
-// bundleBlobs lists what a bundle names directly.
-func bundleBlobs(b kiln.Bundle) []kiln.Digest {
-	var all []kiln.Digest
+// bundleBlobs lists all that a bundle needs: files, .deb files, and images
+// with their layers.
+func (s *Store) bundleBlobs(b kiln.Bundle) ([]kiln.Digest, error) {
+	m := s.newMarks()
 	for _, e := range b.Files.Entries {
 		if e.Digest != "" {
-			all = append(all, e.Digest)
+			m.blob(e.Digest)
 		}
 	}
 	for _, image := range b.Images {
-		all = append(all, image.Manifest)
-		all = append(all, image.Debs...)
+		for _, deb := range image.Debs {
+			m.blob(deb)
+		}
+		if err := m.root(image.Manifest); err != nil {
+			return nil, err
+		}
 	}
-	return all
+	return slices.Sorted(maps.Keys(m.set)), nil
 }
 
 // bundleLayer writes the files of a definition as a tar in which only names,
 // contents and the executable bit count.
-func (s *Store) bundleLayer(ctx context.Context, files kiln.Tree) (ocispec.Descriptor, error) {
+func (s *Store) bundleLayer(files kiln.Tree) ([]byte, error) {
 	var total int64
 	for _, e := range files.Entries {
 		if total += e.Size; total > maxBundle {
-			return ocispec.Descriptor{}, kiln.Errorf(kiln.CodeInvalid, "keep large files in a context", "the definition's files have more than %d bytes", maxBundle)
+			return nil, kiln.Errorf(kiln.CodeInvalid, "keep large files in a context", "the definition's files have more than %d bytes", maxBundle)
 		}
 	}
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, e := range files.Entries {
 		if err := s.tarEntry(w, e); err != nil {
-			return ocispec.Descriptor{}, fmt.Errorf("%s: %w", e.Path, err)
+			return nil, fmt.Errorf("%s: %w", e.Path, err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		return ocispec.Descriptor{}, err
+		return nil, err
 	}
-	return s.putBytes(ctx, ocispec.MediaTypeImageLayer, buf.Bytes())
+	return buf.Bytes(), nil
 }
 
 func (s *Store) tarEntry(w *tar.Writer, e kiln.TreeEntry) error {
@@ -191,14 +225,4 @@ func (s *Store) tarEntry(w *tar.Writer, e kiln.TreeEntry) error {
 		err = kiln.Errorf(kiln.CodeInvalid, "", "blob %s has %d bytes, not %d", e.Digest, n, e.Size)
 	}
 	return err
-}
-
-func (s *Store) putBytes(ctx context.Context, mediaType string, b []byte) (ocispec.Descriptor, error) {
-	d := kiln.DigestOf(b)
-	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest(d), Size: int64(len(b))}
-	if old, err := s.document(d); err == nil && bytes.Equal(old, b) {
-		return desc, nil
-	}
-	_, _, err := s.Put(ctx, bytes.NewReader(b), d)
-	return desc, err
 }

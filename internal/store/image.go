@@ -2,9 +2,12 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -77,11 +80,21 @@ func readDocument(f *os.File, d kiln.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// putJSON writes v as a blob and describes it.
-func (s *Store) putJSON(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {
-	b, err := json.Marshal(v)
+// Verify hashes a blob. One that is damaged is removed, so that it is missing
+// and the next Put or bake brings it again; the error says so.
+func (s *Store) Verify(ctx context.Context, d kiln.Digest) error {
+	f, err := s.Open(d)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("encode %s: %w", mediaType, err)
+		return err
 	}
-	return s.putBytes(ctx, mediaType, b)
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	if _, err := copyBlob(ctx, io.Discard, sum, f, math.MaxInt64); err != nil {
+		return fmt.Errorf("verify blob %s: %w", d, err)
+	}
+	if got := digestOf(sum); got != d {
+		damage := kiln.Errorf(kiln.CodeNotFound, "bake again what needs it", "blob %s was damaged and is removed: its content had the digest %s", d, got)
+		return errors.Join(damage, os.Remove(f.Name()))
+	}
+	return nil
 }

@@ -40,7 +40,7 @@ func (s *Store) PutMax(ctx context.Context, r io.Reader, want kiln.Digest, limit
 }
 
 // Batch writes many blobs and makes them durable together: one flush of the
-// file system instead of one per blob. It is for one goroutine. Nothing of it
+// file system instead of one of each blob. It is for one goroutine. Nothing of it
 // is in the store before Commit.
 type Batch struct {
 	store  *Store
@@ -66,12 +66,29 @@ func (b *Batch) Commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(b.staged) > 0 {
-		if err := b.store.Sync(); err != nil {
-			return err
-		}
+	if err := b.flush(); err != nil {
+		return err
 	}
 	return b.publish()
+}
+
+// flush makes the staged contents durable. Flushing the file system waits for
+// whatever else is being written there, so it pays for many blobs only.
+func (b *Batch) flush() error {
+	const many = 16
+	if len(b.staged) > many {
+		return b.store.Sync()
+	}
+	for _, one := range b.staged {
+		f, err := os.Open(one.temp)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			return putError(one.digest, err)
+		}
+	}
+	return nil
 }
 
 // Discard removes what was not committed. After Commit it does nothing.

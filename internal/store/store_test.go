@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,6 +29,20 @@ func open(t testing.TB) *Store {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// putBytes stores content and describes it.
+func (s *Store) putBytes(ctx context.Context, mediaType string, b []byte) (ocispec.Descriptor, error) {
+	_, _, err := s.Put(ctx, bytes.NewReader(b), "")
+	return describe(mediaType, b), err
+}
+
+func (s *Store) putJSON(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return s.putBytes(ctx, mediaType, b)
 }
 
 func put(t testing.TB, s *Store, content string) kiln.Digest {
@@ -131,7 +146,13 @@ func TestPutHealsDamage(t *testing.T) {
 	if _, err := s.document(d); !errors.Is(err, kiln.ErrInvalid) {
 		t.Errorf("damage was not seen: %v", err)
 	}
+	if err := s.Verify(t.Context(), d); !errors.Is(err, kiln.ErrNotFound) || s.Has(d) {
+		t.Errorf("damage was not removed: %v", err)
+	}
 	put(t, s, "hello")
+	if err := s.Verify(t.Context(), d); err != nil {
+		t.Error(err)
+	}
 	if b, err := s.document(d); err != nil || string(b) != "hello" {
 		t.Errorf("after the second put: %q, %v", b, err)
 	}
@@ -219,6 +240,13 @@ func TestBundle(t *testing.T) {
 	raw, _ := s.document(one)
 	if bytes.Contains(raw, []byte("1111")) {
 		t.Error("the commit is in the manifest")
+	}
+	lost := kiln.Bundle{Images: []kiln.BundleImage{{Name: "lost", Platform: "linux/amd64", Manifest: putImage(t, s, "lost", "2")}}}
+	if path, err := s.blobPath(kiln.DigestOf([]byte("2"))); err != nil || os.Remove(path) != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutBundle(t.Context(), lost, nil); !errors.Is(err, kiln.ErrNotFound) {
+		t.Errorf("bundle of an image without its layer: %v", err)
 	}
 	b.Images[0].Manifest = kiln.DigestOf([]byte("nothing"))
 	if _, err := s.PutBundle(t.Context(), b, nil); !errors.Is(err, kiln.ErrNotFound) {
