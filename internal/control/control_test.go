@@ -145,8 +145,11 @@ type bench struct {
 	faults  Faults
 	pending Faults // what inject sets
 	storage []Collector
-	stop    context.CancelFunc
-	ended   chan error
+	// ledgerAs and engineAs stand before ledger and engine when set.
+	ledgerAs Ledger
+	engineAs kiln.Engine
+	stop     context.CancelFunc
+	ended    chan error
 }
 
 // onBench runs a test in a bubble, with a control plane that runs.
@@ -168,8 +171,16 @@ func onBench(t *testing.T, test func(t *testing.T, b *bench)) {
 
 // start makes a control plane over what is there.
 func (b *bench) start() {
+	var l Ledger = b.ledger
+	if b.ledgerAs != nil {
+		l = b.ledgerAs
+	}
+	var e kiln.Engine = b.engine
+	if b.engineAs != nil {
+		e = b.engineAs
+	}
 	b.Control = New(Options{
-		Ledger: b.ledger, Store: store{}, Baker: b.baker, Engine: b.engine, Loader: loader{},
+		Ledger: l, Store: store{}, Baker: b.baker, Engine: e, Loader: loader{},
 		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults,
 		Storage: b.storage, StorageMax: 80,
 	})

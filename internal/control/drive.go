@@ -126,8 +126,10 @@ func (d *drive) steps(ctx context.Context) error {
 			seen.Result = result
 			next, actions := rollout.Next(d.rollout, d.state, seen, d.c.now())
 			if next.Step != d.state.Step {
-				result = nil
-				err = d.advance(ctx, next)
+				// While the journal does not take it, what was done stays done.
+				if err = d.advance(ctx, next); err == nil {
+					result = nil
+				}
 			} else {
 				result, err = d.act(ctx, actions, changed)
 			}
