@@ -42,11 +42,11 @@ func (s *Store) PutBundle(ctx context.Context, b kiln.Bundle, annotations map[st
 		return "", err
 	}
 	defer release()
-	needed, err := s.bundleBlobs(b)
-	if err != nil {
+	needed := s.newMarks()
+	if err := needed.bundle(b); err != nil {
 		return "", fmt.Errorf("put bundle: %w", err)
 	}
-	if missing := s.Missing(needed); len(missing) > 0 {
+	if missing := s.Missing(slices.Sorted(maps.Keys(needed.set))); len(missing) > 0 {
 		return "", kiln.Errorf(kiln.CodeNotFound, "bake again what needs it", "put bundle: %s is not in the store (%d of its blobs are not)", missing[0], len(missing))
 	}
 	a, err := s.artifact(b)
@@ -155,26 +155,6 @@ func checkBundle(b kiln.Bundle) error {
 		}
 	}
 	return nil
-}
-
-// bundleBlobs lists all that a bundle needs: files, .deb files, and images
-// with their layers.
-func (s *Store) bundleBlobs(b kiln.Bundle) ([]kiln.Digest, error) {
-	m := s.newMarks()
-	for _, e := range b.Files.Entries {
-		if e.Digest != "" {
-			m.blob(e.Digest)
-		}
-	}
-	for _, image := range b.Images {
-		for _, deb := range image.Debs {
-			m.blob(deb)
-		}
-		if err := m.root(image.Manifest); err != nil {
-			return nil, err
-		}
-	}
-	return slices.Sorted(maps.Keys(m.set)), nil
 }
 
 // bundleLayer writes the files of a definition as a tar in which only names,

@@ -67,7 +67,7 @@ func (m *marks) follow(doc document) error {
 	if doc.Config.MediaType != MediaTypeBundleConfig {
 		return nil
 	}
-	return m.bundle(kiln.Digest(doc.Config.Digest))
+	return m.bundleConfig(kiln.Digest(doc.Config.Digest))
 }
 
 // optional is root for what need not be there.
@@ -78,8 +78,8 @@ func (m *marks) optional(d kiln.Digest) error {
 	return err
 }
 
-// bundle marks the files, images and .deb files that a bundle names.
-func (m *marks) bundle(config kiln.Digest) error {
+// bundleConfig marks what the bundle with that config names.
+func (m *marks) bundleConfig(config kiln.Digest) error {
 	f, err := m.store.openQuietly(config)
 	if errors.Is(err, kiln.ErrNotFound) {
 		m.missing = append(m.missing, config)
@@ -96,6 +96,11 @@ func (m *marks) bundle(config kiln.Digest) error {
 	if err != nil {
 		return fmt.Errorf("mark bundle: %w", err)
 	}
+	return m.bundle(b)
+}
+
+// bundle marks the files, the .deb files and the images of a bundle.
+func (m *marks) bundle(b kiln.Bundle) error {
 	for _, e := range b.Files.Entries {
 		if e.Digest != "" {
 			m.blob(e.Digest)
