@@ -18,19 +18,11 @@ type LockedReference struct {
 
 // LockedDebian is a Debian image and the packages that it is made of.
 type LockedDebian struct {
-	// Key is Debian.Key of the block and the platform.
+	// Key is DigestJSON of the Debian block and the platform.
 	Key      Digest          `json:"key"`
 	Suite    string          `json:"suite"`
 	Platform string          `json:"platform"`
 	Packages []LockedPackage `json:"packages"` // sorted by name and architecture
-}
-
-// Key names a Debian block on a platform in a lock.
-func (d Debian) Key(platform string) Digest {
-	return DigestJSON(struct {
-		Debian   Debian
-		Platform string
-	}{d, platform})
 }
 
 // LockedPackage is one .deb file.

@@ -223,6 +223,8 @@ func (d *drive) journal(ctx context.Context, s rollout.State) error {
 	for _, m := range marks {
 		d.states[m.Number] = m.State
 	}
+	d.c.log.InfoContext(ctx, "rollout moves", "environment", d.rollout.Environment, "kind", d.rollout.Kind,
+		"from", d.record.From, "to", d.record.To, "step", s.Step)
 	return nil
 }
 

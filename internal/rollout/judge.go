@@ -85,7 +85,7 @@ func died(f kiln.Fleet, d kiln.Instance, deaths int) *Failure {
 	out := &Failure{
 		Code:    kiln.CodeFailed,
 		Message: fmt.Sprintf("service %s: instance %s %s", f.Template.Service, d.ID, Death(*d.Cause)),
-		Hint:    "mend what the lines above say and run kiln up again; kiln logs --service " + f.Template.Service + " has more",
+		Hint:    "mend it and run kiln up again; kiln logs " + f.Template.Service + " shows more",
 	}
 	if deaths > 1 {
 		out.Message += fmt.Sprintf(" (%d instances died)", deaths)
