@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -139,10 +140,11 @@ func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error 
 func (c *call) request(ctx context.Context, r *http.Request, progress func()) *http.Request {
 	out := r.Clone(ctx)
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", r.Host, ""
-	out.URL.Opaque = ""
-	out.URL.Path, out.URL.RawPath, out.URL.RawQuery = string(c.entry.path), string(c.entry.path), strings.TrimPrefix(string(c.entry.query), "?")
-	if p, err := out.URL.Parse(string(c.entry.path)); err == nil && strings.HasPrefix(string(c.entry.path), "/") && !strings.HasPrefix(string(c.entry.path), "//") {
-		out.URL.Path, out.URL.RawPath = p.Path, p.RawPath
+	out.URL.Opaque, out.URL.RawPath = "", string(c.entry.path)
+	out.URL.RawQuery = strings.TrimPrefix(string(c.entry.query), "?")
+	out.URL.Path = out.URL.RawPath
+	if p, err := url.PathUnescape(out.URL.RawPath); err == nil {
+		out.URL.Path = p
 	}
 	trailers := strings.EqualFold(r.Header.Get("Te"), "trailers")
 	dropHop(out.Header)

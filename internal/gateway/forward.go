@@ -268,11 +268,16 @@ func (x *exchange) attempt() error {
 	if c.arm(c.g.limits.Answer); x.stream {
 		c.arm(c.g.limits.Body)
 	}
-	if err := up.send(c.out); err != nil {
-		return err
-	}
 	if x.stream {
+		if _, err := up.Write(c.out); err != nil {
+			return err
+		}
 		x.upload = c.startUpload(up)
+	} else if err := up.ask(c.out); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errNoAnswer
+		}
+		return err
 	}
 	for {
 		if err := x.readHead(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -127,17 +128,21 @@ func (s *session) route(r *http.Request, e *entry) (*target, *refusal) {
 	if err != nil {
 		return nil, &refusal{status: 400, text: "Bad request: the authority is malformed."}
 	}
+	if !http1.IsToken([]byte(r.Method)) || http1.CheckTarget([]byte(r.RequestURI)) != nil {
+		return nil, &refusal{status: 400, text: "Bad request: the method or path has a character that it may not have."}
+	}
+	if l := r.Header["Content-Length"]; len(l) > 1 || len(l) == 1 && l[0] != strconv.FormatInt(r.ContentLength, 10) {
+		return nil, &refusal{status: 400, text: "Bad request: the body is not as long as Content-Length says."}
+	}
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
 		return nil, &refusal{status: 405, text: "The method is not served here."}
 	}
 	if r.Method != http.MethodOptions || path != "*" {
-		if e.path, _, err = http1.NormalPath(e.path, nil); err == nil {
-			err = http1.CheckTarget(e.query)
-		}
+		normal, _, err := http1.NormalPath(e.path, nil)
 		if err != nil {
-			e.path = []byte(path)
 			return nil, &refusal{status: 400, text: "Bad request: " + err.Error() + "."}
 		}
+		e.path = normal
 	}
 	key := hostKey(string(name))
 	t, no := s.g.route(s.listener, s.role, s.client, s.sni, []byte(key), e.path)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -190,6 +191,12 @@ func (p *listeners) leave(client netip.Addr) {
 // serve speaks what the listener is for.
 func (l *listener) serve(nc net.Conn) {
 	g := l.g
+	defer func() {
+		if v := recover(); v != nil { // one client must not end all
+			g.slog.Error("a connection met a defect", "listener", l.name, "panic", v, "stack", string(debug.Stack()))
+			_ = nc.Close()
+		}
+	}()
 	switch l.role() {
 	case roleHTTP:
 		newConn(g, nc, l).serve()

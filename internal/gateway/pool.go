@@ -40,6 +40,7 @@ type upstream struct {
 	*net.TCPConn
 	pool    *pool
 	in      buffer
+	asker   asker
 	reused  bool
 	since   int64 // idle since, gateway time
 	hangup  uint64

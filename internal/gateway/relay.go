@@ -12,15 +12,6 @@ import (
 // errClient marks an answer that the client did not take.
 var errClient = errors.New("the client did not take the answer")
 
-// send writes a request. The error is errUnsent when not a byte of it went.
-func (u *upstream) send(b []byte) error {
-	n, err := u.Write(b)
-	if err != nil && n == 0 {
-		return errors.Join(errUnsent, err)
-	}
-	return err
-}
-
 // receive reads once into u.in.
 func (u *upstream) receive(limit int) error { return u.in.fill(u.TCPConn, limit) }
 
