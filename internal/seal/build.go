@@ -15,6 +15,7 @@ import (
 // built is what build learned on the way.
 type built struct {
 	config  ocispec.ImageConfig
+	added   []string // mount points that the image had not
 	dropped drops
 }
 
@@ -48,9 +49,14 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 		}
 		unpacked -= n
 	}
+	b := built{config: config.Config, dropped: f.dropped}
 	for _, p := range points {
-		if err := addPoint(f.root, p); err != nil {
+		added, err := addPoint(f.root, p)
+		if err != nil {
 			return built{}, err
+		}
+		if added {
+			b.added = append(b.added, p)
 		}
 	}
 	if err := errors.Join(s.finish(), writeImage(ctx, out, f.root)); err != nil {
@@ -59,7 +65,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 		}
 		return built{}, err
 	}
-	return built{config.Config, f.dropped}, nil
+	return b, nil
 }
 
 // blob reads one layer's blob, verifies it, and returns the bytes of its tar.
@@ -76,7 +82,12 @@ func (f *flattener) blob(ctx context.Context, store Store, desc ocispec.Descript
 	if err := f.layerAt(ctx, kiln.Digest(desc.Digest), a); err != nil {
 		return 0, err
 	}
-	return s.tar.count(), s.verify(ctx)
+	err = s.verify(ctx)
+	if errors.Is(err, errDamagedLayer) {
+		// The store removes it, so that the next bake finds it missing.
+		err = errors.Join(err, store.Verify(ctx, kiln.Digest(desc.Digest)))
+	}
+	return s.tar.count(), err
 }
 
 // close closes the layers, once no content of them is needed any more.
@@ -103,5 +114,5 @@ func (s *Sealer) seal(ctx context.Context, key Key, manifest kiln.Digest, points
 	if err := os.Rename(temp.Name(), s.imagePath(key)); err != nil {
 		return record{}, fmt.Errorf("seal: %w", err)
 	}
-	return record{Format: formatVersion, Image: manifest, Points: points, Config: b.config, Dropped: b.dropped}, nil
+	return record{Format: formatVersion, Image: manifest, Points: points, Config: b.config, Added: b.added, Dropped: b.dropped}, nil
 }

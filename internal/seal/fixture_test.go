@@ -39,6 +39,10 @@ func (f folder) Config(ctx context.Context, d kiln.Digest) (c ocispec.Image, err
 	return c, f.decode(kiln.Digest(m.Config.Digest), &c)
 }
 
+func (f folder) Verify(_ context.Context, d kiln.Digest) error {
+	return os.Remove(filepath.Join(string(f), d.Hex()))
+}
+
 func (f folder) decode(d kiln.Digest, v any) error {
 	b, err := os.ReadFile(filepath.Join(string(f), d.Hex()))
 	if err != nil {

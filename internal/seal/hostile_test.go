@@ -245,8 +245,12 @@ func TestDigestsAreVerified(t *testing.T) {
 			}
 		},
 	} {
-		if err := try(change); !errors.Is(err, kiln.ErrInvalid) {
+		err := try(change)
+		if !errors.Is(err, kiln.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
+		}
+		if errors.Is(err, errDamagedLayer) != (name == "blob") {
+			t.Errorf("%s: taken for damage or not: %v", name, err)
 		}
 	}
 }

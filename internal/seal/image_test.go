@@ -125,12 +125,18 @@ func TestMountPointsThatCannotBe(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range []string{"/f", "/f/x", "/loop", "/loop/x", "/etc/hosts"} {
-		if err := addPoint(f.root, p); err == nil {
+		if _, err := addPoint(f.root, p); err == nil {
 			t.Errorf("%s was accepted", p)
 		}
 	}
-	if err := addPoint(f.root, "/etc/resolv.conf"); err != nil {
-		t.Error(err)
+	if added, err := addPoint(f.root, "/etc/resolv.conf"); err != nil || !added {
+		t.Error(added, err)
+	}
+	for p, mode := range map[string]uint32{"/tmp": 0o1777, "/data": 0o1777, "/run": 0o755, "/etc": 0o755} {
+		added, err := addPoint(f.root, p)
+		if n := f.root.children[p[1:]]; err != nil || added != (p != "/etc") || n.mode != unix.S_IFDIR|mode {
+			t.Errorf("%s: %v %o %v", p, added, n.mode, err)
+		}
 	}
 	if n := f.root.children["etc"].children["resolv.conf"]; n.kind() != unix.S_IFREG {
 		t.Error("a link in the place of a file was not replaced")

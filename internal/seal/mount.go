@@ -109,7 +109,7 @@ func (s *Sealer) verify(ctx context.Context, key Key, r record, f *os.File) (rec
 func (s *Sealer) remember(key Key, r record, is identity) Root {
 	root := Root{
 		Key: key, Dir: s.mountDir(key), Seal: r.Seal, Size: r.Size, Config: r.Config,
-		Protection: is.Protection, Dropped: r.Dropped.First,
+		Protection: is.Protection, Added: r.Added, Dropped: r.Dropped.First,
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,7 +2,6 @@ package seal
 
 import (
 	"errors"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -19,6 +18,8 @@ func standardPoints() []string {
 
 // isFilePoint says whether something is mounted there on a file.
 func isFilePoint(p string) bool { return slices.Contains(standardPoints(), p) }
+
+func isStandard(p string) bool { return isFilePoint(p) || slices.Contains(standardPoints(), p+"/") }
 
 // cleanPoints returns the mount points of a seal: absolute clean paths, the
 // standard ones among them, sorted, each once.
@@ -44,35 +45,56 @@ func cleanPoints(points []string) ([]string, error) {
 // addPoint makes sure that something can be mounted at a path: on a folder,
 // or on a file for /etc/hosts and its like. Symbolic links on the way are
 // followed inside the tree. A link in the place of such a file is replaced,
-// since what it points to is often below another mount.
-func addPoint(root *node, point string) error {
+// since what it points to is often below another mount. A folder that was not
+// there gets the mode of /tmp, so that a tmpfs which takes over the mode of
+// what it covers can be written to; standard ones but /tmp get 0755. It
+// reports whether it added the point.
+func addPoint(root *node, point string) (added bool, err error) {
 	parts, err := splitPath(point)
-	if err != nil {
-		return fmt.Errorf("mount point %s: %w", point, err)
-	}
-	limits := DefaultLimits()
-	v := view{upper: root, left: &limits}
-	if !isFilePoint(point) {
-		_, err = v.find(parts, true)
-	} else {
-		var in place
-		if in, err = v.find(parts[:len(parts)-1], true); err == nil {
-			err = addFile(in.up, parts[len(parts)-1])
+	if err == nil {
+		limits := DefaultLimits()
+		v := view{upper: root, left: &limits}
+		if isFilePoint(point) {
+			added, err = addFile(v, parts)
+		} else {
+			added, err = addFolder(v, parts, point)
 		}
 	}
 	if err != nil {
-		return kiln.Errorf(kiln.CodeInvalid, "change the image or the path", "mount point %s: %w", point, err)
+		return false, kiln.Errorf(kiln.CodeInvalid, "change the image or the path", "mount point %s: %w", point, err)
 	}
-	return nil
+	return added, nil
 }
 
-func addFile(in *node, name string) error {
-	old := in.children[name]
+func addFolder(v view, parts []string, point string) (bool, error) {
+	_, err := v.find(parts, false)
+	if !errors.Is(err, errAbsent) {
+		return false, err
+	}
+	at, err := v.find(parts, true)
+	if err != nil {
+		return false, err
+	}
+	if point == "/tmp" || !isStandard(point) {
+		at.up.mode |= 0o1777
+	}
+	return true, nil
+}
+
+func addFile(v view, parts []string) (bool, error) {
+	at, err := v.find(parts[:len(parts)-1], true)
+	if err != nil {
+		return false, err
+	}
+	name := parts[len(parts)-1]
+	old := at.up.children[name]
 	switch {
 	case old != nil && old.isDir():
-		return errors.New("the image has a folder where a file is needed")
+		return false, errors.New("the image has a folder where a file is needed")
 	case old == nil || old.kind() != unix.S_IFREG:
-		in.children[name] = &node{mode: unix.S_IFREG | 0o644}
+		at.up.children[name] = &node{mode: unix.S_IFREG | 0o644}
+		return true, nil
+	default:
+		return false, nil
 	}
-	return nil
 }

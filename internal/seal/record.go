@@ -30,6 +30,7 @@ type record struct {
 	Seal    kiln.Digest         `json:"seal"`
 	Size    int64               `json:"size"`
 	Config  ocispec.ImageConfig `json:"config"`
+	Added   []string            `json:"added,omitempty"`
 	Dropped drops               `json:"dropped,omitzero"`
 }
 

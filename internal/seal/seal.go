@@ -48,6 +48,8 @@ type Store interface {
 	Open(kiln.Digest) (*os.File, error)
 	Manifest(context.Context, kiln.Digest) (ocispec.Manifest, error)
 	Config(context.Context, kiln.Digest) (ocispec.Image, error)
+	// Verify removes a blob that is damaged, and says so.
+	Verify(context.Context, kiln.Digest) error
 }
 
 // Options are what a Sealer works with.
@@ -91,6 +93,8 @@ type Root struct {
 	Config ocispec.ImageConfig `json:"config"` // the image's
 	// Protection is what keeps the sealed file from being changed.
 	Protection Protection `json:"protection"`
+	// Added are the mount points that the image itself had not, sorted.
+	Added []string `json:"added,omitempty"`
 	// Dropped says what of the image was left out, at most 20 lines.
 	Dropped []string `json:"dropped,omitempty"`
 }

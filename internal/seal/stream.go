@@ -23,6 +23,9 @@ import (
 // an image, in bytes.
 const slack = 4 << 30
 
+// errDamagedLayer is a blob that has not the digest of its name.
+var errDamagedLayer = errors.New("the blob is damaged")
+
 // layerStream reads one layer's tar and verifies, at its end, that the blob
 // has the digest of the manifest and the tar that of the config.
 type layerStream struct {
@@ -130,7 +133,7 @@ func (s *layerStream) verify(ctx context.Context) error {
 		blob = digestOf(s.packed)
 	}
 	if blob != kiln.Digest(s.desc.Digest) {
-		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: its content has the digest %s", s.desc.Digest, blob)
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s: %w: its content has the digest %s", s.desc.Digest, errDamagedLayer, blob)
 	}
 	if tar != s.diffID {
 		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s unpacks to %s, and the image's config says %s", s.desc.Digest, tar, s.diffID)
