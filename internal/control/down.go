@@ -19,12 +19,12 @@ func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progre
 	if _, err := c.Releases(ctx, r.Environment); err != nil {
 		return err
 	}
-	h, err := c.hold(ctx, r.Environment, "kiln down", r.Actor)
+	feed := newFeed(emit)
+	defer feed.close()
+	h, err := c.hold(ctx, r.Environment, "kiln down", r.Actor, feed)
 	if err != nil {
 		return err
 	}
-	feed := newFeed(emit)
-	defer feed.close()
 	ended := make(chan error, 1)
 	c.spawn(func(ctx context.Context) {
 		defer c.release(r.Environment, h)

@@ -24,6 +24,7 @@ type drive struct {
 	feed    *feed
 	states  map[int]kiln.ReleaseState // as the ledger has them
 	warm    bool
+	told    map[string]string // the last message of each step of the progress
 
 	mu    sync.Mutex
 	state rollout.State
@@ -60,7 +61,7 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	}
 	now := c.now()
 	d := &drive{
-		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm,
+		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm, told: map[string]string{},
 		record: kiln.Rollout{ID: rolloutID(name, to.Number, now), Environment: name, To: to.Number, Actor: actor, StartedAt: now.UTC()},
 	}
 	if r.From != nil {

@@ -55,7 +55,7 @@ func (c *Control) environment(name string) *environment {
 // hold makes the caller the only one who changes an environment. It waits for
 // a change whose outcome stands and refuses to wait for any other. The
 // returned holder must be given to release.
-func (c *Control) hold(ctx context.Context, name, what, actor string) (*holder, error) {
+func (c *Control) hold(ctx context.Context, name, what, actor string, feed *feed) (*holder, error) {
 	for {
 		c.mu.Lock()
 		e := c.environment(name)
@@ -70,8 +70,10 @@ func (c *Control) hold(ctx context.Context, name, what, actor string) (*holder, 
 		if !tidying {
 			return nil, held(name, other)
 		}
+		feed.send(kiln.Progress{Stage: "start", Subject: name, Step: "wait", Message: "waits for the end of " + other.what})
 		select {
 		case <-other.done:
+			feed.send(kiln.Progress{Stage: "start", Subject: name, Step: "wait", Done: true})
 		case <-ctx.Done():
 			return nil, held(name, other)
 		}
@@ -80,7 +82,7 @@ func (c *Control) hold(ctx context.Context, name, what, actor string) (*holder, 
 
 // holdBriefly is hold for what others wait for instead of being refused.
 func (c *Control) holdBriefly(ctx context.Context, name, what string) (*holder, error) {
-	h, err := c.hold(ctx, name, what, "")
+	h, err := c.hold(ctx, name, what, "", newFeed(nil))
 	if err != nil {
 		return nil, err
 	}

@@ -97,7 +97,7 @@ func (c *Control) resume(record kiln.Rollout, releases []kiln.Release) (*drive, 
 	}
 	now := c.now()
 	h := c.newHolder(fmt.Sprintf("the rollout of release %d", record.To), record.Actor, record.StartedAt)
-	d := &drive{c: c, rollout: r, record: record, holder: h, feed: newFeed(nil), states: statesOf(r)}
+	d := &drive{c: c, rollout: r, record: record, holder: h, feed: newFeed(nil), states: statesOf(r), told: map[string]string{}}
 	c.mu.Lock()
 	c.environment(record.Environment).holder = h
 	c.mu.Unlock()

@@ -21,7 +21,7 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 	began := c.now()
 	feed := newFeed(emit)
 	defer feed.close()
-	h, err := c.hold(ctx, r.Environment, "kiln rollback", r.Actor)
+	h, err := c.hold(ctx, r.Environment, "kiln rollback", r.Actor, feed)
 	if err != nil {
 		return RollbackResult{}, err
 	}

@@ -116,7 +116,8 @@ func failedAt(s rollout.State, step rollout.Step) string {
 	return s.Failure.Message
 }
 
-// tell says how many instances of the new release are ready.
+// tell says how many instances of the new release are ready, where that
+// changed.
 func (d *drive) tell(seen kiln.Observation) {
 	if d.state.Step == rollout.Vacate {
 		return
@@ -126,10 +127,14 @@ func (d *drive) tell(seen kiln.Observation) {
 			continue
 		}
 		fleet, _ := seen.Fleet(kiln.FleetIDOf(d.rollout.Environment, s.Template))
-		d.feed.send(kiln.Progress{
+		p := kiln.Progress{
 			Stage: stage(d.state.Step), Subject: s.Template.Service, Step: string(d.state.Step) + " " + s.Template.Service,
 			Message: fmt.Sprintf("%d of %d ready", fleet.Ready(), s.Count), Done: fleet.Ready() >= s.Count,
-		})
+		}
+		if d.told[p.Step] != p.Message {
+			d.told[p.Step] = p.Message
+			d.feed.send(p)
+		}
 	}
 }
 

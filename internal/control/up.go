@@ -32,7 +32,7 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 	if err := bound(def.Environment, r.Source); err != nil {
 		return UpResult{}, err
 	}
-	h, err := c.hold(ctx, name, "kiln up", r.Actor)
+	h, err := c.hold(ctx, name, "kiln up", r.Actor, feed)
 	if err != nil {
 		return UpResult{}, err
 	}

@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -226,6 +228,38 @@ func TestVerifyNamesTheRecordThatChanged(t *testing.T) {
 				t.Fatalf("faults %+v, want %s", r.Faults, c.record)
 			}
 		})
+	}
+}
+
+func TestAFlippedByteInTheFileIsNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l := openAt(t, path)
+	for n := range 200 {
+		check(t, l.Append(t.Context(), event("p", n)))
+	}
+	check(t, l.Close())
+	raw, err := os.ReadFile(path)
+	check(t, err)
+	at := bytes.Index(raw, []byte(`"subject":"web-41"`))
+	if at < 0 {
+		t.Fatal("the event is not in the file")
+	}
+	raw[at+12] ^= 1
+	check(t, os.WriteFile(path, raw, 0o600))
+	r, err := openAt(t, path).Verify(t.Context())
+	check(t, err)
+	if len(r.Faults) != 1 || r.Faults[0].Record != "event 42" {
+		t.Fatalf("faults %+v", r.Faults)
+	}
+}
+
+func TestWhatIsNoLedgerIsRefusedInWords(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	check(t, os.WriteFile(path, bytes.Repeat([]byte("no ledger "), 1000), 0o600))
+	_, err := Open(t.Context(), path)
+	var known *kiln.Error
+	if !errors.As(err, &known) || known.Hint == "" {
+		t.Fatalf("open: %v", err)
 	}
 }
 
