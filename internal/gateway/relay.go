@@ -21,8 +21,8 @@ func (x *exchange) relay() (int64, error) {
 	c, up := x.c, x.up
 	length := c.resp.Length
 	chunked := length < 0 && c.req.Minor == 1
-	if x.upload != nil && !x.upload.over() {
-		c.req.Close = true
+	if x.upload != nil && !x.upload.read.Load() {
+		c.req.Close = true // the rest of the body will not be read
 	}
 	c.appendResponse(chunked)
 	c.reply.Reset(length)

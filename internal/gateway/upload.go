@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnproject/kiln/internal/gateway/http1"
@@ -14,9 +15,10 @@ import (
 // alone uses the connection's input meanwhile.
 type upload struct {
 	done chan struct{}
-	n    int64 // bytes of the body that were sent
-	err  error // the client's fault
-	torn bool  // the instance did not take it all
+	n    int64       // bytes of the body that were sent
+	err  error       // the client's fault
+	torn bool        // the instance did not take it all
+	read atomic.Bool // the body was read whole
 }
 
 func (u *upload) over() bool {
@@ -25,6 +27,23 @@ func (u *upload) over() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// last is how long an instance that has answered may take for the rest of a
+// body.
+const last = time.Second
+
+// settle gives an upload that only has to write a moment to end.
+func (u *upload) settle() {
+	if !u.read.Load() {
+		return
+	}
+	t := time.NewTimer(last)
+	defer t.Stop()
+	select {
+	case <-u.done:
+	case <-t.C:
 	}
 }
 
@@ -56,6 +75,9 @@ func (c *conn) send(u *upload, up *upstream) error {
 			out = http1.AppendChunk(out, data)
 		default:
 			out = append(out, data...)
+		}
+		if c.body.Done() {
+			u.read.Store(true)
 		}
 		if c.body.Done() && c.req.Length == http1.Chunked {
 			out = http1.AppendLastChunk(out, c.body.Trailer)
@@ -96,6 +118,7 @@ func (x *exchange) stopUpload() error {
 	}
 	x.upload = nil
 	c := x.c
+	u.settle()
 	stopped := !u.over()
 	if stopped {
 		c.mu.Lock()
@@ -106,6 +129,7 @@ func (x *exchange) stopUpload() error {
 		c.mu.Lock()
 		_ = c.nc.SetReadDeadline(time.Time{})
 		c.mu.Unlock()
+		u.torn = true
 	}
 	c.entry.in = u.n
 	if stopped && !c.timedOut() && errors.Is(u.err, os.ErrDeadlineExceeded) {
