@@ -83,7 +83,7 @@ func TestListenNamesWhatIsInTheWay(t *testing.T) {
 	if !errors.As(err, &e) || e.Code != kiln.CodeConflict || e.Hint == "" {
 		t.Fatalf("Listen = %#v", err)
 	}
-	for _, want := range []string{l.Addr().String(), "keep.test", fmt.Sprint(os.Getpid())} {
+	for _, want := range []string{l.Addr().String(), filepath.Base(os.Args[0])[:9], fmt.Sprint(os.Getpid())} {
 		if !strings.Contains(e.Message, want) {
 			t.Errorf("%q does not name %s", e.Message, want)
 		}
@@ -161,6 +161,27 @@ func TestGatewayIsKilledInAStorm(t *testing.T) {
 	}
 	if info, err := r.Ping(t.Context()); err != nil || info.GatewayStarts != patience+1 {
 		t.Fatalf("%+v, %v", info, err)
+	}
+}
+
+func TestGatewayThatHangsIsReplaced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for a timeout")
+	}
+	r := newRig(t, true)
+	info, err := r.Ping(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(info.GatewayPID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	if err := r.Listen(t.Context(), []string{"tcp://" + address}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := ask("tcp", address); err != nil || strings.HasPrefix(s, fmt.Sprint(info.GatewayPID, " ")) {
+		t.Fatalf("%q, %v", s, err)
 	}
 }
 

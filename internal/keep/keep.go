@@ -42,7 +42,8 @@ type Options struct {
 	Launch []string
 	// Version is shown by Ping.
 	Version string
-	Log     *slog.Logger
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // defaultGatewayID is a user and group without a name, below nobody's.
@@ -90,6 +91,9 @@ var errStopped = errors.New("stopped")
 // when ctx ends; instances live on. It changes the whole process: it becomes a
 // child subreaper, waits for every child, and takes SIGHUP, SIGPIPE and SIGCHLD.
 func Run(ctx context.Context, opt Options) error {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	if err := detach(); err != nil {
@@ -130,10 +134,10 @@ func (k *keeper) run(ctx context.Context, dir string) error {
 	defer k.journal.close()
 	k.reaper = newReaper(k.ended)
 	defer k.reaper.close() // before the journal: ends that come now are in it
-	k.adopt(past)
 	if k.gateway, err = newGateway(k, dir); err != nil {
 		return err
 	}
+	k.adopt(past)
 	if len(past.listeners) > 0 {
 		if err := k.gateway.listen(ctx, past.listeners, false); err != nil {
 			k.log.Error("listeners were not opened again", "error", err)

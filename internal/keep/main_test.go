@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 		case "role=runtime":
 			code := runtimeRole(os.Args[2], os.Args[3])
 			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(code), 0, 0) // at once, also under the race detector
+		case "role=dial":
+			_, err := Dial(os.Args[2])
+			fmt.Print(err)
+			os.Exit(0)
 		case "role=launch":
 			fmt.Fprintln(os.Stderr, Launch(os.Args[2:]))
 			os.Exit(1)

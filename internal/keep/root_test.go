@@ -53,6 +53,31 @@ func TestFullDiskBlocksNobody(t *testing.T) {
 	}
 }
 
+// TestAnotherUserIsRefused also where the socket's own mode lets them in.
+func TestAnotherUserIsRefused(t *testing.T) {
+	rooted(t)
+	r := newRig(t, false)
+	socket := filepath.Join(r.dir, "run", "keep.sock")
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("socket: %v, %v", info.Mode(), err)
+	}
+	open := func(path string) {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(socket)
+	for p := filepath.Dir(socket); p != filepath.Clean(os.TempDir()) && len(p) > 1; p = filepath.Dir(p) {
+		open(p)
+	}
+	cmd := exec.Command(os.Args[0], launchArgs(defaultGatewayID, defaultGatewayID, []string{os.Args[0], "role=dial", socket})...)
+	cmd.Args = append([]string{os.Args[0], "role=launch"}, cmd.Args[1:]...)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "may not use the keeper") {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
 func fifo(t *testing.T, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "fifo")

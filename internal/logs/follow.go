@@ -4,19 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnproject/kiln"
 )
 
 // follow writes what is there and what comes, until ctx ends.
 func (r *reader) follow(ctx context.Context) error {
 	w, err := fsnotify.NewBufferedWatcher(64)
 	if err != nil {
-		return fmt.Errorf("watch logs: %w", err)
+		return explain(err)
 	}
 	defer func() { _ = w.Close() }()
 	if err := r.survey(ctx, w, r.query.Tail); err != nil {
@@ -113,16 +117,29 @@ func add(w *fsnotify.Watcher, watched map[string]bool, dir string) error {
 	if watched[dir] {
 		return nil
 	}
-	if err := w.Add(dir); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("watch logs in %s: %w", dir, err)
+	if err := w.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return explain(err)
 	}
 	return nil
+}
+
+// explain says which limit of inotify(7) was reached; its errors speak of
+// files and disks.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		return kiln.Errorf(kiln.CodeNoRoom, "sysctl fs.inotify.max_user_instances=1024", "watch logs: the user has too many watchers: %w", err)
+	case errors.Is(err, unix.ENOSPC):
+		return kiln.Errorf(kiln.CodeNoRoom, "sysctl fs.inotify.max_user_watches=524288", "watch logs: the user watches too many folders: %w", err)
+	default:
+		return fmt.Errorf("watch logs: %w", err)
+	}
 }
 
 // forget drops the cursors of folders that were removed.
 func (r *reader) forget() {
 	for dir, c := range r.cursors {
-		if _, err := os.Stat(dir); os.IsNotExist(err) {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 			c.close()
 			delete(r.cursors, dir)
 		}
