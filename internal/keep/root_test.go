@@ -113,7 +113,11 @@ func TestUnderRunc(t *testing.T) {
 		t.Fatalf("exit %+v", e)
 	}
 	lines, err := logs.Last(p.LogDir, 10)
-	if err != nil || len(lines) != 2 {
+	got := map[string]string{}
+	for _, l := range lines {
+		got[l.Stream] += l.Text
+	}
+	if err != nil || got["stdout"] != "reopened" || got["stderr"] != "err" {
 		t.Fatalf("logs %+v, %v", lines, err)
 	}
 	p.ID, p.PIDFile = id+"-bad", p.PIDFile+".bad"
