@@ -48,15 +48,15 @@ func TestBombs(t *testing.T) {
 		"for_each":          "image \"i\" {\n for_each = toset([for x in range(1001) : \"a${x}\"])\n reference = \"docker.io/library/a:1\"\n}\n",
 		"for_each of many":  manyForEach(3),
 		"brackets":          "locals { a = " + strings.Repeat("[", 50_000) + strings.Repeat("]", 50_000) + " }",
-		"parentheses":       "locals { a = " + strings.Repeat("(", 500_000) + " }",
-		"templates":         "locals { a = " + strings.Repeat(`"${`, 100_000) + " }",
-		"blocks":            strings.Repeat("a {", 200_000),
-		"not":               "locals { a = " + strings.Repeat("!", 1_000_000) + "true }",
-		"minus":             "locals { a = " + strings.Repeat("-", 1_000_000) + "1 }",
-		"sum":               "locals { a = 1" + strings.Repeat("+1", 400_000) + " }",
-		"conditionals":      "locals { a = " + strings.Repeat("true?1:", 140_000) + "1 }",
-		"indexes":           "locals { a = local.b" + strings.Repeat("[0]", 300_000) + " }",
-		"attributes":        "locals { a = local.b" + strings.Repeat(".b", 400_000) + " }",
+		"parentheses":       "locals { a = " + strings.Repeat("(", 60_000) + " }",
+		"templates":         "locals { a = " + strings.Repeat(`"${`, 20_000) + " }",
+		"blocks":            strings.Repeat("a {", 30_000),
+		"not":               "locals { a = " + strings.Repeat("!", 60_000) + "true }",
+		"minus":             "locals { a = " + strings.Repeat("-", 60_000) + "1 }",
+		"sum":               "locals { a = 1" + strings.Repeat("+1", 30_000) + " }",
+		"conditionals":      "locals { a = " + strings.Repeat("true?1:", 20_000) + "1 }",
+		"indexes":           "locals { a = local.b" + strings.Repeat("[0]", 20_000) + " }",
+		"attributes":        "locals { a = local.b" + strings.Repeat(".b", 30_000) + " }",
 		"file":              "locals { a = 1 }" + strings.Repeat(" ", 2<<20),
 		"many blocks":       strings.Repeat("locals {}\n", 10_000),
 		"deep json":         "locals { a = jsondecode(join(\"\", [for x in range(1000) : \"[[[[[[[[[[[[[[[[[[[[[[[[[[[\"])) }",
@@ -114,5 +114,24 @@ route "r" {
 	def := load(t, src, spec.Options{})
 	if len(def.Spec.Services) != 500 || def.Spec.Services[0].Config.Env["PEER"] != "http://s-t1:1001" {
 		t.Errorf("got %d services", len(def.Spec.Services))
+	}
+}
+
+// TestJustWithinBounds loads what the bounds allow and recursion must bear.
+func TestJustWithinBounds(t *testing.T) {
+	for name, expression := range map[string]string{
+		"sum":          "1" + strings.Repeat("+1", 24_000),
+		"conditionals": strings.Repeat("true?1:", 12_000) + "1",
+		"indexes":      "[1]" + strings.Repeat("[0]", 16_000),
+		"negations":    strings.Repeat("!", 20) + "true",
+		"brackets":     strings.Repeat("[", 95) + strings.Repeat("]", 95),
+		"template":     "<<E\n" + strings.Repeat("%{ if true }x%{ endif }", 3_000) + "\nE",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := spec.Load(folder(map[string]string{"kiln.hcl": "locals {\n a = " + expression + "\n}\n"}), spec.Options{})
+			if err != nil && strings.Contains(diagnostics(err), "as a defect") {
+				t.Error(diagnostics(err))
+			}
+		})
 	}
 }
