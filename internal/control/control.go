@@ -7,7 +7,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -95,6 +94,3 @@ func routeURL(r kiln.Route) string {
 		return "https://" + r.Host + cmp.Or(r.Path, "/")
 	}
 }
-
-// notFound says whether err names what is not there.
-func notFound(err error) bool { return errors.Is(err, kiln.ErrNotFound) }

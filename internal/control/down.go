@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/rollout"
@@ -64,7 +63,6 @@ type retiring struct {
 // then routes, requests in flight, fleets.
 func (c *Control) end(ctx context.Context, name string, releases []kiln.Release, what retiring, feed *feed) error {
 	var marks []kiln.ReleaseMark
-	var limit time.Duration
 	var gone []kiln.Release
 	kept := make([]kiln.Release, len(releases))
 	for i, r := range releases {
@@ -76,7 +74,6 @@ func (c *Control) end(ctx context.Context, name string, releases []kiln.Release,
 			kept[i].State = kiln.ReleaseRetired
 			gone = append(gone, r)
 			marks = append(marks, kiln.ReleaseMark{Environment: name, Number: r.Number, State: kiln.ReleaseRetired})
-			limit = max(limit, drainOf(r))
 		}
 	}
 	what.event.At, what.event.Environment, what.event.Actor = c.now().UTC(), name, what.actor
@@ -96,7 +93,7 @@ func (c *Control) end(ctx context.Context, name string, releases []kiln.Release,
 	if err := c.route(ctx); err != nil {
 		return err
 	}
-	if err := c.drained(ctx, name, gone, fleets, limit); err != nil {
+	if err := c.drained(ctx, name, gone, fleets); err != nil {
 		return err
 	}
 	c.stand(name, view, fleets)
@@ -110,9 +107,9 @@ func (c *Control) end(ctx context.Context, name string, releases []kiln.Release,
 	return nil
 }
 
-// drained waits until fleets that are not kept have nothing in flight, for the
-// limit at most.
-func (c *Control) drained(ctx context.Context, name string, gone []kiln.Release, kept []kiln.Fleet, limit time.Duration) error {
+// drained waits until fleets that are not kept have nothing in flight, for
+// their drain limit at most.
+func (c *Control) drained(ctx context.Context, name string, gone []kiln.Release, kept []kiln.Fleet) error {
 	leaving := map[kiln.FleetID]bool{}
 	for _, r := range gone {
 		for _, s := range r.Services {
@@ -122,7 +119,7 @@ func (c *Control) drained(ctx context.Context, name string, gone []kiln.Release,
 	for _, f := range kept {
 		delete(leaving, f.ID())
 	}
-	end := c.now().Add(min(limit, maxDrain))
+	end := c.now().Add(rollout.DrainLimit(gone...))
 	for {
 		measured, err := c.engine.Measure(ctx)
 		if err != nil {
@@ -137,22 +134,8 @@ func (c *Control) drained(ctx context.Context, name string, gone []kiln.Release,
 		if flying == 0 || !c.now().Before(end) {
 			return nil
 		}
-		if err := pause(ctx, drainPoll); err != nil {
+		if err := pause(ctx, rollout.DrainPoll); err != nil {
 			return err
 		}
 	}
-}
-
-const (
-	drainPoll = 50 * time.Millisecond
-	maxDrain  = 10 * time.Second
-)
-
-// drainOf is the longest drain limit of a release's services.
-func drainOf(r kiln.Release) time.Duration {
-	var limit time.Duration
-	for _, s := range r.Services {
-		limit = max(limit, s.Template.Config.Drain)
-	}
-	return limit
 }

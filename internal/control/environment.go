@@ -3,10 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"net"
-	"slices"
-	"strings"
-	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/plan"
@@ -33,15 +29,6 @@ type environment struct {
 	unsettled bool
 }
 
-// holder is one change of an environment.
-type holder struct {
-	what, actor string
-	since       time.Time
-	tidying     bool          // the outcome stands, or it is short: others wait for the end
-	done        chan struct{} // closed at the end
-	decided     chan struct{} // closed when tidying is set
-}
-
 // environment returns the named one, made when it is new. c.mu must be held.
 func (c *Control) environment(name string) *environment {
 	e, ok := c.environments[name]
@@ -50,78 +37,6 @@ func (c *Control) environment(name string) *environment {
 		c.environments[name] = e
 	}
 	return e
-}
-
-// hold makes the caller the only one who changes an environment. It waits for
-// a change whose outcome stands and refuses to wait for any other. The
-// returned holder must be given to release.
-func (c *Control) hold(ctx context.Context, name, what, actor string, feed *feed) (*holder, error) {
-	for {
-		c.mu.Lock()
-		e := c.environment(name)
-		other := e.holder
-		if other == nil {
-			e.holder = c.newHolder(what, actor, c.now())
-			c.mu.Unlock()
-			return e.holder, nil
-		}
-		tidying := other.tidying
-		c.mu.Unlock()
-		if !tidying {
-			return nil, held(name, other)
-		}
-		feed.send(kiln.Progress{Stage: "start", Subject: name, Step: "wait", Message: "waits for the end of " + other.what})
-		select {
-		case <-other.done:
-			feed.send(kiln.Progress{Stage: "start", Subject: name, Step: "wait", Done: true})
-		case <-ctx.Done():
-			return nil, held(name, other)
-		}
-	}
-}
-
-// holdBriefly is hold for what others wait for instead of being refused.
-func (c *Control) holdBriefly(ctx context.Context, name, what string) (*holder, error) {
-	h, err := c.hold(ctx, name, what, "", newFeed(nil))
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	h.decide()
-	return h, nil
-}
-
-func (c *Control) newHolder(what, actor string, since time.Time) *holder {
-	return &holder{what: what, actor: actor, since: since, done: make(chan struct{}), decided: make(chan struct{})}
-}
-
-func held(name string, h *holder) error {
-	by := ""
-	if h.actor != "" {
-		by = " by " + h.actor
-	}
-	return kiln.Errorf(kiln.CodeConflict, "wait for its end: kiln status "+name+" shows how far it is",
-		"environment %s is being changed: %s%s, since %s", name, h.what, by, h.since.UTC().Format(time.RFC3339))
-}
-
-// release ends a hold.
-func (c *Control) release(name string, h *holder) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.environment(name); e.holder == h {
-		e.holder, e.rollout, e.claims = nil, nil, nil
-	}
-	h.decide()
-	close(h.done)
-}
-
-// decide lets others wait for the end. c.mu must be held.
-func (h *holder) decide() {
-	if !h.tidying {
-		h.tidying = true
-		close(h.decided)
-	}
 }
 
 // stand makes an environment stand for a view and its fleets; the engine is
@@ -198,64 +113,4 @@ func rest(name string, releases []kiln.Release) (rollout.View, []kiln.Fleet) {
 		}
 	}
 	return view, plan.Fleets(name, parts...)
-}
-
-// claim gives host names and addresses to an environment for as long as it is
-// held, and refuses those that belong to another one.
-func (c *Control) claim(name string, routes []kiln.Route) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, other := range slices.Sorted(keys(c.environments)) {
-		if other == name {
-			continue
-		}
-		for _, theirs := range c.environments[other].routes() {
-			for _, ours := range routes {
-				if what := clash(ours, theirs); what != "" {
-					return kiln.Errorf(kiln.CodeRefused,
-						fmt.Sprintf("choose another one, or free it with kiln down %s", other),
-						"route %q claims %s, which belongs to environment %s", ours.Name, what, other)
-				}
-			}
-		}
-	}
-	c.environment(name).claims = routes
-	return nil
-}
-
-// routes are those of all releases that an environment stands for or is about
-// to.
-func (e *environment) routes() []kiln.Route {
-	out := slices.Clone(e.claims)
-	if e.view.Live != nil {
-		out = append(out, e.view.Live.Routes...)
-	}
-	for _, r := range e.view.Others {
-		out = append(out, r.Routes...)
-	}
-	return out
-}
-
-// clash names what two routes cannot both have; "" for nothing.
-func clash(a, b kiln.Route) string {
-	if a.Host != "" && strings.EqualFold(a.Host, b.Host) {
-		return "the host name " + a.Host
-	}
-	if a.Listen == "" || b.Listen == "" {
-		return ""
-	}
-	hostA, portA, errA := net.SplitHostPort(a.Listen)
-	hostB, portB, errB := net.SplitHostPort(b.Listen)
-	if errA != nil || errB != nil || portA != portB {
-		return ""
-	}
-	if hostA == hostB || everywhere(hostA) || everywhere(hostB) {
-		return "the address " + a.Listen
-	}
-	return ""
-}
-
-func everywhere(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "" || (ip != nil && ip.IsUnspecified())
 }

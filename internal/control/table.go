@@ -1,7 +1,6 @@
 package control
 
 import (
-	"iter"
 	"maps"
 	"slices"
 
@@ -9,12 +8,10 @@ import (
 	"github.com/kilnproject/kiln/internal/rollout"
 )
 
-func keys[M ~map[string]V, V any](m M) iter.Seq[string] { return maps.Keys(m) }
-
 // table makes the whole traffic table of all environments.
 func table(views map[string]rollout.View) kiln.RouteTable {
 	t := kiln.RouteTable{Callers: map[kiln.FleetID]int{}}
-	for _, name := range slices.Sorted(keys(views)) {
+	for _, name := range slices.Sorted(maps.Keys(views)) {
 		view := views[name]
 		if view.Live != nil {
 			t.Public = append(t.Public, public(name, *view.Live)...)

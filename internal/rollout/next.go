@@ -8,7 +8,6 @@ import (
 
 const (
 	retryPause = time.Second
-	drainPoll  = 50 * time.Millisecond
 	// maxDrain bounds the wait for requests in flight before fleets end; the
 	// engine then drains each instance within its own limit.
 	maxDrain = 10 * time.Second
@@ -42,13 +41,13 @@ func Next(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
 	case Settle:
 		return await(s, workers(r), seen, now, tidy(r, s))
 	case Drain:
-		return drain(s, seen, now, drainLimit(leaving(r, s)...), Retire)
+		return drain(s, seen, now, DrainLimit(leaving(r, s)...), Retire)
 	case Retire:
 		return insist(s, seen, now, Done, Action{Kind: ActRoute}, Action{Kind: ActApply})
 	case UndoRoute:
 		return insist(s, seen, now, UndoDrain, Action{Kind: ActRoute}, Action{Kind: ActApply})
 	case UndoDrain:
-		return drain(s, seen, now, drainLimit(r.To), Undo)
+		return drain(s, seen, now, DrainLimit(r.To), Undo)
 	case Undo:
 		return insist(s, seen, now, Failed, Action{Kind: ActRoute}, Action{Kind: ActApply})
 	case Done, Failed:
@@ -132,7 +131,7 @@ func drain(s State, seen Seen, now time.Time, limit time.Duration, next Step) (S
 	if seen.InFlight == 0 || now.Sub(s.Began) >= limit {
 		return s.enter(next, now), nil
 	}
-	return s, []Action{{Kind: ActWait, For: drainPoll}}
+	return s, []Action{{Kind: ActWait, For: DrainPoll}}
 }
 
 // switchOver gives the new release the traffic.
@@ -174,8 +173,12 @@ func parkTime(r kiln.Release) time.Duration {
 	return park
 }
 
-// drainLimit bounds the wait for the leaving releases' requests in flight.
-func drainLimit(leaving ...kiln.Release) time.Duration {
+// DrainPoll is the time between two looks at what is in flight.
+const DrainPoll = 50 * time.Millisecond
+
+// DrainLimit bounds the wait for the requests in flight to releases that leave,
+// before their instances are told to end.
+func DrainLimit(leaving ...kiln.Release) time.Duration {
 	var limit time.Duration
 	for _, r := range leaving {
 		for _, s := range r.Services {
