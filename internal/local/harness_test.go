@@ -41,6 +41,7 @@ type bed struct {
 	dir     string
 	keeper  *keeper
 	gateway *gateway
+	real    *processes // instead of the doubles
 	images  *images
 	stop    func()
 }
@@ -65,10 +66,14 @@ func (b *bed) boot() {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	e, err := local.New(context.Background(), local.Options{
+	o := local.Options{
 		DataDir: b.dir, Keeper: b.keeper, Gateway: b.gateway, Images: b.images, Prober: probe.Prober{}, Log: log,
 		Listen: local.Listen{HTTP: []string{"127.0.0.1:0"}},
-	})
+	}
+	if b.real != nil {
+		o.Keeper, o.Gateway, o.Listen.HTTP = b.real.keeper, b.real.gateway, []string{b.real.address}
+	}
+	e, err := local.New(context.Background(), o)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -117,6 +122,9 @@ func (b *bed) clean() {
 		if err := b.Clear(ctx); err != nil {
 			b.t.Error(err)
 		}
+	}
+	if b.real != nil {
+		b.real.end(b.t)
 	}
 	if left := leftovers(local.Tag(b.dir)); len(left) > 0 && !b.t.Failed() {
 		b.t.Errorf("left over: %s", strings.Join(left, ", "))

@@ -258,7 +258,7 @@ func (e *Engine) expire(in *instance, again *time.Timer) {
 	e.mu.Unlock()
 	switch {
 	case in.task:
-		e.endOwn(in, kiln.Cause{Kind: kiln.CauseBurned, Detail: "its time was over"})
+		e.endOwn(in, kiln.Cause{Kind: kiln.CauseNeverReady, Detail: "it did not end within " + in.timeout.String()})
 	case state == kiln.InstanceStarting:
 		e.endOwn(in, kiln.Cause{Kind: kiln.CauseNeverReady, Detail: note})
 	case state == kiln.InstanceQuarantined:

@@ -119,7 +119,7 @@ func readJSON(path string, v any) (ok bool, err error) {
 // load reads what was desired and routed before.
 func (e *Engine) load() error {
 	var r routes
-	if _, err := readJSON(filepath.Join(e.paths.root, "routes.json"), &r); err != nil {
+	if _, err := readJSON(e.routesFile(), &r); err != nil {
 		return err
 	}
 	e.table, e.generation, e.reserved = r.Table, r.Reserved, r.Reserved

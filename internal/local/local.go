@@ -125,6 +125,7 @@ type Engine struct {
 	roots   roots
 
 	applying     sync.Mutex // held while a desired set is recorded
+	recording    sync.Mutex // held while routes.json is written
 	mu           sync.Mutex
 	plan         *subnet.Plan
 	environments map[string]*environment

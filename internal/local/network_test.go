@@ -150,7 +150,7 @@ func TestTask(t *testing.T) {
 	if r := task("exit", "4"); r.Cause.Kind != kiln.CauseExited || r.Cause.ExitCode != 4 || len(r.Cause.LastLog) != 1 {
 		t.Errorf("%+v", r)
 	}
-	if r := task("sleep"); r.Cause.Kind != kiln.CauseBurned || r.Took < 500*time.Millisecond {
+	if r := task("sleep"); r.Cause.Kind != kiln.CauseNeverReady || r.Took < 500*time.Millisecond {
 		t.Errorf("%+v", r)
 	}
 	bad := web(1, func(t *kiln.Template) { t.Config.Entrypoint = []string{"/none"} })

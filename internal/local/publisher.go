@@ -73,6 +73,9 @@ func (p *publisher) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.wake:
+			if delay == 0 && p.covered() {
+				continue // the run before began after this request
+			}
 		case <-retry:
 		}
 		if err := p.once(ctx); err == nil {
@@ -84,6 +87,12 @@ func (p *publisher) run(ctx context.Context) {
 			delay = min(max(2*delay, 10*time.Millisecond), time.Second)
 		}
 	}
+}
+
+func (p *publisher) covered() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.done >= p.wanted
 }
 
 func (p *publisher) once(ctx context.Context) error {

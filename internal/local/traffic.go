@@ -24,7 +24,6 @@ func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
 	if err == nil {
 		e.table = table
 	}
-	r := routes{Table: table, Reserved: e.reserved}
 	e.mu.Unlock()
 	if err != nil {
 		return err
@@ -33,7 +32,7 @@ func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
 		err = e.traffic.publish(ctx)
 	}
 	if err == nil {
-		err = writeDurable(filepath.Join(e.paths.root, "routes.json"), r)
+		err = e.saveRoutes(table)
 	}
 	if err != nil {
 		// All or nothing: what was refused must not come back with the next
@@ -51,6 +50,39 @@ func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
 	e.mu.Unlock()
 	return nil
 }
+
+// saveRoutes records the table after the gateway took it.
+func (e *Engine) saveRoutes(table kiln.RouteTable) error {
+	e.recording.Lock()
+	defer e.recording.Unlock()
+	e.mu.Lock()
+	r := routes{Table: table, Reserved: e.reserved}
+	e.mu.Unlock()
+	return writeDurable(e.routesFile(), r)
+}
+
+// reserve makes sure that the disk knows of the next generation as used, so
+// that no later engine makes an older table.
+func (e *Engine) reserve() error {
+	e.recording.Lock()
+	defer e.recording.Unlock()
+	e.mu.Lock()
+	enough := e.generation < e.reserved
+	r := routes{Table: e.table, Reserved: e.generation + generations}
+	e.mu.Unlock()
+	if enough {
+		return nil
+	}
+	if err := writeDurable(e.routesFile(), r); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.reserved = r.Reserved
+	e.mu.Unlock()
+	return nil
+}
+
+func (e *Engine) routesFile() string { return filepath.Join(e.paths.root, "routes.json") }
 
 // shareServices gives every private service its virtual address. e.mu is
 // held.
@@ -79,13 +111,13 @@ func (e *Engine) shareServices(table kiln.RouteTable) error {
 // publishTraffic brings the gateway up to date: addresses and sockets first,
 // so that the table finds them, and what it no longer needs after it.
 func (e *Engine) publishTraffic(ctx context.Context) error {
-	e.mu.Lock()
-	t, err := e.nextTraffic()
-	addresses := e.virtuals()
-	e.mu.Unlock()
-	if err != nil {
+	if err := e.reserve(); err != nil {
 		return err
 	}
+	e.mu.Lock()
+	t := e.nextTraffic()
+	addresses := e.virtuals()
+	e.mu.Unlock()
 	want := t.Listeners()
 	slices.Sort(want)
 	both := slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(want), e.listeners...))))
@@ -111,14 +143,7 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 }
 
 // nextTraffic is the table with the addresses of the moment. e.mu is held.
-func (e *Engine) nextTraffic() (kiln.Traffic, error) {
-	if e.generation >= e.reserved {
-		r := routes{Table: e.table, Reserved: e.generation + generations}
-		if err := writeDurable(filepath.Join(e.paths.root, "routes.json"), r); err != nil {
-			return kiln.Traffic{}, err
-		}
-		e.reserved = r.Reserved
-	}
+func (e *Engine) nextTraffic() kiln.Traffic {
 	e.generation++
 	t := kiln.Traffic{
 		Generation: e.generation, HTTP: []string{}, HTTPS: []string{}, Public: e.table.Public, Private: []kiln.PrivateListener{},
@@ -140,7 +165,7 @@ func (e *Engine) nextTraffic() (kiln.Traffic, error) {
 	}
 	e.addInstances(&t)
 	e.addZones(&t)
-	return t, nil
+	return t
 }
 
 // addInstances puts in who takes traffic and who calls. e.mu is held.

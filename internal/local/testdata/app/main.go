@@ -33,6 +33,7 @@ func main() {
 	})
 	http.HandleFunc("/sick", func(http.ResponseWriter, *http.Request) { unhealthy.Store(true) })
 	http.HandleFunc("/well", func(http.ResponseWriter, *http.Request) { unhealthy.Store(false) })
+	http.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getenv("VERSION")) })
 	http.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) {
 		fmt.Println("last words")
 		code, _ := strconv.Atoi(r.FormValue("code"))
@@ -79,6 +80,10 @@ func command(args []string) {
 	switch args[0] {
 	case "exit":
 		fmt.Println("as told")
+		code, _ := strconv.Atoi(args[1])
+		os.Exit(code)
+	case "bye":
+		fmt.Println("bye")
 		code, _ := strconv.Atoi(args[1])
 		os.Exit(code)
 	case "sleep":

@@ -1,0 +1,176 @@
+package local_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kilnproject/kiln"
+	realgateway "github.com/kilnproject/kiln/internal/gateway"
+	"github.com/kilnproject/kiln/internal/keep"
+	"github.com/kilnproject/kiln/internal/kilntest"
+)
+
+// processes are the real keeper and the real gateway of a data directory.
+type processes struct {
+	keeper  *keep.Client
+	gateway interface {
+		Set(ctx context.Context, t kiln.Traffic) error
+		Measure(ctx context.Context) ([]kiln.Measurement, error)
+		Drain(ctx context.Context, instance string, limit time.Duration) error
+		Failures(ctx context.Context) (<-chan string, error)
+	}
+	address string // of public HTTP
+	command *exec.Cmd
+}
+
+var buildKiln = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "kiln-bin-")
+	if err != nil {
+		return "", err
+	}
+	// The gateway runs it as another user.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "kiln")
+	out, err := exec.Command("go", "build", "-o", path, "../../cmd/kiln").CombinedOutput()
+	if err != nil {
+		return "", &os.PathError{Op: string(out), Path: path, Err: err}
+	}
+	return path, nil
+})
+
+// newRealBed is an engine with a real keeper and a real gateway.
+func newRealBed(t testing.TB) *bed {
+	t.Helper()
+	root(t)
+	program, err := buildKiln()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "kiln-local-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bed{t: t, dir: dir, images: newImages(t, dir)}
+	t.Cleanup(b.clean)
+	for _, sub := range []string{"run", "gateway"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(program, "keep", "--data", dir)
+	if testing.Verbose() {
+		cmd.Stderr = t.Output()
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b.real = &processes{command: cmd, address: freeAddress(t), gateway: realgateway.NewClient(filepath.Join(dir, "run/gateway.sock"))}
+	for limit := time.Now().Add(10 * time.Second); ; {
+		if b.real.keeper, err = keep.Dial(filepath.Join(dir, "run/keep.sock")); err == nil {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal(err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	b.boot()
+	return b
+}
+
+// end stops keeper and gateway.
+func (p *processes) end(t testing.TB) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := p.keeper.Stop(ctx, false); err != nil {
+		t.Error(err)
+	}
+	done := make(chan struct{})
+	go func() { _ = p.command.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("the keeper did not end")
+		_ = p.command.Process.Kill()
+	}
+}
+
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestEngineSuite(t *testing.T) {
+	root(t)
+	kilntest.RunEngineSuite(t, func(t *testing.T) kilntest.EngineUnderTest {
+		b := newRealBed(t)
+		named := func(service string, change func(*kiln.Template)) kiln.Template {
+			return web(1, func(t *kiln.Template) { t.Service = service; change(t) }).Template
+		}
+		return kilntest.EngineUnderTest{
+			Engine: b.Engine, Environment: "test", Host: "shop.test",
+			Serve: func(version string) kiln.Template {
+				return named("web", func(t *kiln.Template) { t.Config.Env = map[string]string{"VERSION": version} })
+			},
+			Exit: func(code int) kiln.Template {
+				return named("worker", func(t *kiln.Template) {
+					t.Ports, t.Config.Ready = nil, kiln.Probe{}
+					t.Config.Command = []string{"bye", strconv.Itoa(code)}
+				})
+			},
+			NeverReady: func() kiln.Template {
+				return named("stuck", func(t *kiln.Template) {
+					t.Config.Ready.HTTP = "/sick"
+					t.Config.Ready.Port = "http"
+					t.Config.Command = []string{"sleep"}
+					t.Config.StartTimeout = 300 * time.Millisecond
+				})
+			},
+			IgnoresTerm: func() kiln.Template {
+				return named("deaf", func(t *kiln.Template) {
+					t.Config.Env = map[string]string{"IGNORE_TERM": "1"}
+					t.Config.Grace = 300 * time.Millisecond
+				})
+			},
+			Storm: b.Storm,
+			Kill:  func(i kiln.Instance) error { return syscall.Kill(i.PID, syscall.SIGKILL) },
+			Get: func(ctx context.Context, path string) (int, string, error) {
+				return b.real.get(ctx, "shop.test", path)
+			},
+		}
+	})
+}
+
+// get asks the gateway.
+func (p *processes) get(ctx context.Context, host, path string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.address+path, http.NoBody)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Host = host
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
