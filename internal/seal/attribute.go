@@ -29,7 +29,7 @@ func (f *flattener) attributes(h *tar.Header) (map[string]string, error) {
 		}
 		suffix, user := strings.CutPrefix(name, "user.")
 		if !user {
-			f.dropped.add(fmt.Sprintf("attribute %s of %s", name, h.Name))
+			f.dropped.add(fmt.Sprintf("attribute %.100s of %s", name, h.Name))
 			continue
 		}
 		if suffix == "" || len(suffix) > maxName-len("user.") || strings.ContainsRune(suffix, 0) {
@@ -44,7 +44,7 @@ func (f *flattener) attributes(h *tar.Header) (map[string]string, error) {
 		if kept == nil {
 			kept = map[string]string{}
 		}
-		kept[name] = value
+		kept[strings.Clone(name)] = strings.Clone(value)
 	}
 	return kept, nil
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -126,6 +127,13 @@ func TestLimits(t *testing.T) {
 	if _, err := flatten(t, Limits{Entries: 500, Bytes: 400, Names: 500_000}, layer(t, chain...)); err == nil || !strings.Contains(err.Error(), "longer names") {
 		t.Errorf("the cost of following links is not counted: %v", err)
 	}
+	var hidden []entry
+	for i := range 60 {
+		hidden = append(hidden, file(fmt.Sprintf(".wh.%d", i), ""))
+	}
+	if _, err := flatten(t, Limits{Entries: 50, Bytes: 400, Names: 2000}, layer(t, hidden...)); err == nil {
+		t.Error("whiteouts are not counted")
+	}
 	if _, err := flatten(t, Limits{Entries: 50, Bytes: 400, Names: 2000}, layer(t, many...)); err != nil {
 		t.Error(err)
 	}
@@ -143,6 +151,40 @@ func TestLimits(t *testing.T) {
 	if _, err := flatten(t, Limits{Entries: 5, Bytes: 400, Names: 2000}, layer(t, file("a/b/c/d/e/f", ""))); err == nil {
 		t.Error("implied folders are not counted")
 	}
+}
+
+// TestHeadersAreNotKept has headers with half a megabyte of what nobody needs
+// beside a name, a target and an attribute that are kept.
+func TestHeadersAreNotKept(t *testing.T) {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	long := strings.Repeat("n", 120) // only in the extended header
+	for i := range 40 {
+		h := &tar.Header{
+			Name: fmt.Sprintf("%s/%s%d", long, long, i), Linkname: fmt.Sprintf("%s%d", long, i), Typeflag: tar.TypeSymlink, Format: tar.FormatPAX,
+			PAXRecords: map[string]string{"KILN.x": strings.Repeat("x", 500_000), paxAttribute + "user.a": "b"},
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	f, err := flatten(t, DefaultLimits(), out.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 5<<20 {
+		t.Errorf("%d bytes are kept for 40 entries", kept)
+	}
+	runtime.KeepAlive(f)
+	runtime.KeepAlive(&out)
 }
 
 // TestBombIsBounded feeds a compressed stream of endless zeros after the end

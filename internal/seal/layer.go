@@ -36,7 +36,7 @@ const (
 
 // Limits bound what all layers of an image may bring.
 type Limits struct {
-	Entries int   // names, also implied ones
+	Entries int   // names, also implied and hidden ones
 	Bytes   int64 // apparent size of all files together
 	Names   int64 // bytes of all paths, with links followed, of targets and attributes
 }
@@ -152,7 +152,8 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *l
 		// made in a folder that nobody else may enter.
 		return nil
 	}
-	base := parts[len(parts)-1]
+	// What is kept is cloned: the header's strings are parts of larger ones.
+	base := strings.Clone(parts[len(parts)-1])
 	if strings.HasPrefix(base, whiteout) {
 		return f.whiteout(v, parts[:len(parts)-1], base)
 	}
@@ -170,8 +171,7 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *l
 	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
 		f.dropped.add("device " + h.Name)
 		delete(in.up.children, base)
-		in.up.hide(base)
-		return nil
+		return f.hide(in.up, base)
 	}
 	n, err := f.node(ctx, v, h, content)
 	if err != nil {
@@ -221,15 +221,26 @@ func (f *flattener) whiteout(v view, dir []string, base string) error {
 	if err != nil {
 		return err
 	}
+	if err := f.left.name(in.length + 1 + len(hidden)); err != nil {
+		return err
+	}
 	if base == opaqueMarker {
 		in.up.opaque = true
 		return nil
 	}
-	if err := f.left.name(len(hidden)); err != nil {
-		return err
+	return f.hide(in.up, hidden)
+}
+
+// hide makes a lower layer's name disappear.
+func (f *flattener) hide(in *node, name string) error {
+	if in.gone[name] {
+		return nil
 	}
-	in.up.hide(hidden)
-	return nil
+	if in.gone == nil {
+		in.gone = map[string]bool{}
+	}
+	in.gone[name] = true
+	return f.left.entry()
 }
 
 // node makes the node that an entry describes; for a hard link, finds it.
@@ -247,7 +258,7 @@ func (f *flattener) node(ctx context.Context, v view, h *tar.Header, content *la
 		n.children = map[string]*node{}
 	case tar.TypeSymlink:
 		n.mode = unix.S_IFLNK | 0o777
-		n.target = h.Linkname
+		n.target = strings.Clone(h.Linkname)
 		if n.target == "" || len(n.target) > maxPath || strings.ContainsRune(n.target, 0) {
 			return nil, errors.New("the target of the symbolic link is empty, too long or has a NUL")
 		}

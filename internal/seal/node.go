@@ -50,14 +50,6 @@ func (n *node) describe(by *node) {
 	n.uid, n.gid, n.sec, n.nsec, n.xattrs = by.uid, by.gid, by.sec, by.nsec, by.xattrs
 }
 
-// hide makes a lower layer's name disappear.
-func (n *node) hide(name string) {
-	if n.gone == nil {
-		n.gone = map[string]bool{}
-	}
-	n.gone[name] = true
-}
-
 // merge puts the folder of an upper layer over that of the layers below, as
 // overlayfs shows it (OCI image specification, layer.md#applying-changesets).
 // Whiteouts and opaque markers concern lower layers only, wherever they stand

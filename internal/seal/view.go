@@ -103,7 +103,7 @@ func (v view) step(at place, part string, create bool) (next place, target strin
 			return place{}, "", err
 		}
 		up = newDir()
-		at.up.children[part] = up
+		at.up.children[strings.Clone(part)] = up
 	}
 	if up == nil && low == nil {
 		return place{}, "", errAbsent
