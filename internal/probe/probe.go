@@ -36,7 +36,6 @@ const (
 // callers at once.
 type Prober struct{}
 
-
 // Check makes one check and returns nil when the instance is ready. The error
 // is one clause for people: "GET /healthz: status 503". A probe that says
 // neither HTTP nor TCP is a TCP check. It takes at most the probe's Timeout.
