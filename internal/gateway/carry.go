@@ -68,7 +68,7 @@ func (c *call) carry(w http.ResponseWriter, r *http.Request) {
 			if len(c.target.shares) > 0 {
 				c.target.shares[0].fleet.gone.failed()
 			}
-			refuseBusy.write(w, c.entry)
+			refuseBusy().write(w, c.entry)
 			return
 		}
 		if m == avoid {
@@ -89,11 +89,11 @@ func (c *call) carry(w http.ResponseWriter, r *http.Request) {
 		m.instance.stats.failed()
 		m.instance.finish()
 		if errors.Is(err, context.DeadlineExceeded) {
-			refuseLate.write(w, c.entry)
+			refuseLate().write(w, c.entry)
 			return
 		}
 		if errors.Is(err, errMalformed) {
-			refuseOdd.write(w, c.entry)
+			refuseOdd().write(w, c.entry)
 			return
 		}
 		c.g.suspect(m)
@@ -103,7 +103,7 @@ func (c *call) carry(w http.ResponseWriter, r *http.Request) {
 		repeated = repeated || !errors.Is(err, errConnect)
 		avoid = m
 	}
-	refuseDown.write(w, c.entry)
+	refuseDown().write(w, c.entry)
 }
 
 // attempt makes one try. The error is for tries without an answer; otherwise

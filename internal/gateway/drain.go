@@ -32,10 +32,9 @@ func (g *gateway) drain(ctx context.Context, id string, limit time.Duration) err
 			return ctx.Err()
 		case <-timer.C:
 		}
-		if !i.leaving.Load() {
+		if !g.endDrained(i) {
 			return kiln.Errorf(kiln.CodeConflict, "", "instance %s came back while it was drained", id)
 		}
-		i.kill(errDrained)
 		select {
 		case <-i.wait():
 		case <-ctx.Done():
@@ -47,4 +46,16 @@ func (g *gateway) drain(ctx context.Context, id string, limit time.Duration) err
 	defer g.setting.Unlock()
 	g.registry.depart(g.table.Load().source, g.clock())
 	return nil
+}
+
+// endDrained closes what is left on an instance, unless a table brought it
+// back meanwhile.
+func (g *gateway) endDrained(i *instance) bool {
+	g.setting.Lock()
+	defer g.setting.Unlock()
+	if !i.leaving.Load() {
+		return false
+	}
+	i.kill(errDrained)
+	return true
 }

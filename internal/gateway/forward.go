@@ -178,7 +178,7 @@ func (x *exchange) begin() *refusal {
 			}
 			if m == avoid {
 				m.instance.finish()
-				return &refuseDown
+				return refuseDown()
 			}
 			x.m = m
 		}
@@ -203,7 +203,7 @@ func (x *exchange) begin() *refusal {
 			x.refused(err)
 		}
 	}
-	return &refuseDown
+	return refuseDown()
 }
 
 // nobody is the answer when no instance is ready.
@@ -211,7 +211,7 @@ func (x *exchange) nobody() *refusal {
 	if len(x.target.shares) > 0 {
 		x.target.shares[0].fleet.gone.failed()
 	}
-	return &refuseBusy
+	return refuseBusy()
 }
 
 // refused counts an attempt at an instance that refused or dropped it.
@@ -252,14 +252,14 @@ func (x *exchange) failed(err error, safe bool) (no *refusal, again bool) {
 	m.instance.stats.failed()
 	switch {
 	case late:
-		return &refuseLate, false
+		return refuseLate(), false
 	case malformed:
-		return &refuseOdd, false
+		return refuseOdd(), false
 	}
 	if !x.up.reused {
 		c.g.suspect(m)
 	}
-	return &refuseDown, false
+	return refuseDown(), false
 }
 
 // attempt sends the request on x.up and reads the head of its answer.

@@ -207,7 +207,7 @@ func (l *listener) serve(nc net.Conn) {
 			if t := g.table.Load().tcp[l.name]; t != nil {
 				return t, nil
 			}
-			return nil, &refuseBusy
+			return nil, refuseBusy()
 		})
 	case rolePrivate:
 		g.servePrivate(nc, l)

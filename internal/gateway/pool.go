@@ -11,7 +11,7 @@ import (
 
 const (
 	connectTimeout = time.Second
-	maxIdle        = 128 // connections kept per instance and port
+	maxIdle        = 256 // connections kept per instance and port
 	idleUpstream   = time.Minute
 	// freshFor is how long an idle connection is trusted with a request that
 	// must not be sent twice; many servers close after five seconds.

@@ -19,12 +19,22 @@ type refusal struct {
 }
 
 // The refusals that need no words of their own.
-var (
-	refuseBusy = refusal{status: 503, text: "No instance of this service is ready. Try again in a moment.", retry: true}
-	refuseDown = refusal{status: 502, text: "No instance of this service answered.", retry: true}
-	refuseLate = refusal{status: 504, text: "The service did not answer in time.", close: true}
-	refuseOdd  = refusal{status: 502, text: "The service's answer could not be understood."}
-)
+
+func refuseBusy() *refusal {
+	return &refusal{status: 503, text: "No instance of this service is ready. Try again in a moment.", retry: true}
+}
+
+func refuseDown() *refusal {
+	return &refusal{status: 502, text: "No instance of this service answered.", retry: true}
+}
+
+func refuseLate() *refusal {
+	return &refusal{status: 504, text: "The service did not answer in time.", close: true}
+}
+
+func refuseOdd() *refusal {
+	return &refusal{status: 502, text: "The service's answer could not be understood."}
+}
 
 // refuse answers, and says whether the connection can go on.
 func (c *conn) refuse(r refusal) bool {

@@ -43,7 +43,7 @@ func (t *table) privately(listener string, client netip.Addr) (*target, *refusal
 		to = p.live
 	}
 	if to == nil {
-		return nil, &refuseBusy
+		return nil, refuseBusy()
 	}
 	return to, nil
 }

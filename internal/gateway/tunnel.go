@@ -106,7 +106,7 @@ func (g *gateway) connect(t *target, find func() (*target, *refusal), e *entry) 
 				t = next
 				continue
 			}
-			e.note = refuseBusy.text
+			e.note = refuseBusy().text
 			return nil, nil
 		}
 		e.instance = m.instance

@@ -31,13 +31,14 @@ const (
 )
 
 // tokenTable marks the bytes of a token (RFC 9110, section 5.6.2).
-var tokenTable = makeTable("!#$%&'*+-.^_`|~", true)
+var tokenTable = makeTable("!#$%&'*+-.^_`|~") //nolint:gochecknoglobals // never written
 
 // valueTable marks the bytes of a field value: visible, obs-text, space, tab.
-var valueTable = makeValueTable()
+var valueTable = makeValueTable() //nolint:gochecknoglobals // never written
 
-func makeTable(extra string, alnum bool) (t [256]bool) {
-	for c := 0; alnum && c < 128; c++ {
+// makeTable marks letters, digits and extra.
+func makeTable(extra string) (t [256]bool) {
+	for c := range 128 {
 		t[c] = c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 	}
 	for i := range len(extra) {

@@ -3,10 +3,11 @@ package http1
 import "bytes"
 
 // hostTable marks the bytes of a host name or IPv4 address.
-var hostTable = makeTable("-._~", true)
+var hostTable = makeTable("-._~") //nolint:gochecknoglobals // never written
 
-// unreserved marks what need not be percent-encoded (RFC 3986, section 2.3).
-var unreserved = hostTable
+// unreserved says what need not be percent-encoded (RFC 3986, section 2.3): the
+// same bytes.
+func unreserved(c byte) bool { return hostTable[c] }
 
 // HostName checks a Host field (RFC 9110, section 7.2) and returns the part
 // that names the host, without port, brackets and final dot, as it is spelled.
@@ -75,7 +76,7 @@ func NormalPath(path, scratch []byte) (normal, rest []byte, err error) {
 			if !ok || v < 0x20 || v == 0x7f {
 				return nil, scratch, bad("the path has a bad percent-encoding")
 			}
-			changed = changed || unreserved[v] || path[i+1] >= 'a' || path[i+2] >= 'a'
+			changed = changed || unreserved(v) || path[i+1] >= 'a' || path[i+2] >= 'a'
 			plain = false
 			i += 2
 		case c == '\\':
@@ -106,7 +107,7 @@ func appendNormal(dst, path []byte) []byte {
 			continue
 		}
 		v, _ := unhex(path, i)
-		if unreserved[v] {
+		if unreserved(v) {
 			dst = append(dst, v)
 		} else {
 			dst = append(dst, '%', digits[v>>4], digits[v&15])

@@ -35,7 +35,10 @@ type stand struct {
 }
 
 // answer is what the upstream says, whatever it is asked.
-const answer = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world\n"
+const (
+	answerBody = "Hello, world\n"
+	answer     = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\n" + answerBody
+)
 
 // runPart is the program as one of its own parts.
 func runPart(part string) bool {
