@@ -287,6 +287,8 @@ func (d *drive) act(ctx context.Context, actions []rollout.Action, changed <-cha
 		switch a.Kind {
 		case rollout.ActWait:
 			err = await(ctx, changed, a.For)
+		case rollout.ActPause:
+			err = pause(ctx, a.For)
 		case rollout.ActAdmit:
 			waited, err = false, d.c.engine.Admit(ctx, a.Fleets)
 		case rollout.ActApply:

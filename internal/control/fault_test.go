@@ -41,30 +41,32 @@ func TestARestartAtAnyLabelEndsTheSame(t *testing.T) {
 		"failed up":  failing(kilntest.Behaviour{StartFailed: "gone"}, "web"),
 		"bad worker": failing(kilntest.Behaviour{Exits: true, Start: time.Minute}, "mailer"),
 	}
-	hit := map[string]bool{}
-	for name, move := range moves {
-		for _, step := range rollout.Steps() {
-			if skipped(name, step) {
-				continue
-			}
-			for _, when := range []string{"before", "after"} {
-				label := string(step) + "." + when
-				t.Run(name+" "+label, func(t *testing.T) {
-					onBench(t, func(t *testing.T, b *bench) {
-						if restartAt(t, b, label, name, move) {
-							hit[label] = true
-						}
+	var hit sync.Map
+	t.Run("label", func(t *testing.T) {
+		for name, move := range moves {
+			for _, step := range rollout.Steps() {
+				if skipped(name, step) {
+					continue
+				}
+				for _, when := range []string{"before", "after"} {
+					label := string(step) + "." + when
+					t.Run(name+" "+label, func(t *testing.T) {
+						t.Parallel() // it waits for the disk most of the time
+						onBench(t, func(t *testing.T, b *bench) {
+							if restartAt(t, b, label, name, move) {
+								hit.Store(label, true)
+							}
+						})
 					})
-				})
+				}
 			}
 		}
-	}
+	})
 	for _, step := range rollout.Steps() {
-		if !hit[string(step)+".before"] && step != rollout.Done && step != rollout.Failed {
-			t.Errorf("no move stopped before %s", step)
-		}
-		if !hit[string(step)+".after"] && step != rollout.Done && step != rollout.Failed {
-			t.Errorf("no move stopped after %s", step)
+		for _, when := range []string{"before", "after"} {
+			if _, ok := hit.Load(string(step) + "." + when); !ok && step != rollout.Done && step != rollout.Failed {
+				t.Errorf("no move stopped %s %s", when, step)
+			}
 		}
 	}
 }

@@ -73,7 +73,7 @@ func insist(s State, seen Seen, now time.Time, next Step, actions ...Action) (St
 	case seen.Result == nil:
 		return s, actions
 	case seen.Result.Failure != nil:
-		return s, append([]Action{{Kind: ActWait, For: retryPause}}, actions...)
+		return s, append([]Action{{Kind: ActPause, For: retryPause}}, actions...)
 	default:
 		return s.enter(next, now), nil
 	}

@@ -129,6 +129,7 @@ const (
 	ActRoute  ActionKind = "route"  // what View says of the state
 	ActVerify ActionKind = "verify" // To's checks
 	ActWait   ActionKind = "wait"   // for a change, or For
+	ActPause  ActionKind = "pause"  // For, whatever changes
 )
 
 // Action is one thing to do. Actions are done in their order; the first that

@@ -101,7 +101,7 @@ func (w *world) take(r Rollout, s State, actions []Action, fail bool) *Result {
 			w.fleets = applied(r, s)
 		case ActRoute:
 			w.view = ViewOf(r, s)
-		case ActAdmit, ActVerify, ActWait:
+		case ActAdmit, ActVerify, ActWait, ActPause:
 		}
 	}
 	return &Result{}
