@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/kilnproject/kiln"
@@ -62,6 +63,7 @@ type Baker struct {
 	engine   *lazyEngine
 	debian   *debian.Builder
 	registry *registry.Client
+	close    func() error
 }
 
 // New takes the folder, and removes what a killed predecessor left: processes
@@ -100,6 +102,7 @@ func New(ctx context.Context, o Options) (*Baker, error) {
 		registry: registry.New(registry.Options{Store: o.Store}),
 	}
 	b.engine = newLazyEngine(o)
+	b.close = sync.OnceValue(func() error { return errors.Join(b.engine.close(), b.lock.Close()) })
 	if err := b.engine.sweep(ctx); err != nil {
 		o.Log.Warn("sweep what an earlier bake left", "error", err)
 	}
@@ -153,7 +156,6 @@ func (b *Baker) Prune(ctx context.Context, keepBytes int64) error {
 // Usage returns the bytes on disk below the baker's folder.
 func (b *Baker) Usage(ctx context.Context) (int64, error) { return diskUsage(ctx, b.opts.Dir) }
 
-// Close stops BuildKit and gives the folder back.
-func (b *Baker) Close() error {
-	return errors.Join(b.engine.close(), b.lock.Close())
-}
+// Close stops BuildKit, cutting off what it still bakes, and gives the folder
+// back. Further calls do nothing.
+func (b *Baker) Close() error { return b.close() }

@@ -78,7 +78,7 @@ func (l *lazyEngine) start(ctx context.Context) (*buildkit.Engine, error) {
 		Runtime:      runtimePath,
 		CgroupParent: l.cgroup(),
 		Network:      network,
-		Nameservers:  []string{fence.Nameserver.String()},
+		Nameservers:  []string{fence.Nameserver().String()},
 		Transport:    fence.Transport(l.opts.AllowPrivate),
 		Parallel:     int64(runtime.NumCPU()),
 		Log:          l.opts.Log,

@@ -137,4 +137,6 @@ func (o *observer) failed() *step {
 }
 
 // internalStep says whether a step is BuildKit's own bookkeeping.
-func internalStep(name string) bool { return strings.HasPrefix(name, "[internal] ") }
+func internalStep(name string) bool {
+	return strings.HasPrefix(name, "[internal] ") || strings.HasPrefix(name, "[context ")
+}

@@ -124,7 +124,7 @@ func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln
 	}()
 	ran := make(chan error, 1)
 	go func() {
-		err := w.run(ctx, bootstrapScript, b.bootstrapEnv(), tarW, say, bootstrapCommand(w.arch, lock.Packages)...)
+		err := w.run(ctx, bootstrapScript, b.bootstrapEnv(lock.Packages), tarW, say, bootstrapCommand(w.arch, lock.Packages)...)
 		_ = tarW.CloseWithError(err)
 		ran <- err
 	}()
@@ -150,8 +150,33 @@ func compress(out, sum io.Writer, fill func(io.Writer) error) error {
 	return errors.Join(fill(io.MultiWriter(z, sum)), z.Close())
 }
 
-func (b *Builder) bootstrapEnv() []string {
-	return []string{"TMPDIR=" + path.Join(mount, "tmp"), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", b.opts.Epoch)}
+func (b *Builder) bootstrapEnv(packages []kiln.LockedPackage) []string {
+	return []string{
+		"TMPDIR=" + path.Join(mount, "tmp"),
+		fmt.Sprintf("SOURCE_DATE_EPOCH=%d", b.opts.Epoch),
+		fmt.Sprintf("KILN_TMPFS=%d", memoryFor(packages)),
+	}
+}
+
+// memoryFor returns how many bytes of memory the root may grow in; 0 when the
+// machine has not plenty. Packages unpack to five times their size or so, and
+// are copied once.
+func memoryFor(packages []kiln.LockedPackage) int64 {
+	var want int64
+	for _, p := range packages {
+		want += 16 * p.Size
+	}
+	raw, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(raw)) {
+		var free int64 // KiB
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &free); n == 1 && want < free<<10/4 {
+			return want
+		}
+	}
+	return 0
 }
 
 // bootstrapCommand installs every package of the repository. Flushing each

@@ -79,12 +79,14 @@ mount --bind "$1" /mnt; base=$2; shift 2; cd /mnt
 exec setpriv --reuid "$base" --regid "$base" --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all -- "$@"`
 
 	// bootstrapScript runs the command without a network, with a range of
-	// ids for its user namespace that /etc/subuid need not have.
+	// ids for its user namespace that /etc/subuid need not have. The root
+	// grows in memory where KILN_TMPFS is a size in bytes and not 0.
 	bootstrapScript = `set -eu
 mount --bind "$1" /mnt; base=$2; shift 2; cd /mnt
 printf 'root:%s:65536\n' "$base" > /mnt/subid
 mount --bind /mnt/subid /etc/subuid
 mount --bind /mnt/subid /etc/subgid
+if [ "$KILN_TMPFS" != 0 ]; then mount -t tmpfs -o "size=$KILN_TMPFS,mode=1777" tmpfs /mnt/tmp; fi
 exec unshare --net -- "$@"`
 )
 

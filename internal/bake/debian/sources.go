@@ -71,7 +71,9 @@ func (b *Builder) sources(ctx context.Context, d kiln.Debian) ([]source, error) 
 			defer mu.Unlock()
 			if err != nil {
 				b.opts.Log.Info("leave out an archive", "uri", c.uri, "suite", c.suite, "error", err)
-				first = cmp.Or(first, err)
+				if first == nil || c.suite == d.Suite {
+					first = err
+				}
 				return each.Err()
 			}
 			if slices.Contains(wanted, codename) {

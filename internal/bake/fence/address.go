@@ -31,11 +31,12 @@ func Private() []netip.Prefix {
 	return out
 }
 
-// blocks is where links get their addresses from: the range for benchmarks of
+// Links get their addresses from 198.18.0.0/15, the range for benchmarks of
 // network devices (RFC 2544), which no network in use routes.
-var blocks = netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, 0, 0}), 15)
-
-const blockBits = 20 // 2,048 links
+const (
+	rangeBits = 15
+	blockBits = 20 // 2,048 links
+)
 
 // freeBlock returns a block that no route of this machine overlaps, starting
 // the search at a place that the tag decides.
@@ -48,10 +49,11 @@ func freeBlock(tag string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	const count = 1 << (blockBits - 15)
+	start := netip.AddrFrom4([4]byte{198, 18, 0, 0})
+	const count = 1 << (blockBits - rangeBits)
 	for i := range uint32(count) {
 		at := (uint32(seed) + i) % count
-		b := netip.PrefixFrom(offset(blocks.Addr(), at<<(32-blockBits)), blockBits)
+		b := netip.PrefixFrom(offset(start, at<<(32-blockBits)), blockBits)
 		free := true
 		for _, t := range taken {
 			free = free && !t.Overlaps(b)

@@ -27,7 +27,7 @@ import (
 // Nameserver is the resolver's address, the same in every namespace. It is on
 // that namespace's own loopback link; BuildKit would drop a 127.0.0.0/8
 // address from resolv.conf.
-var Nameserver = netip.AddrFrom4([4]byte{169, 254, 53, 53})
+func Nameserver() netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 53, 53}) }
 
 // Options configure the network of RUNs.
 type Options struct {

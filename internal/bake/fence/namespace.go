@@ -95,7 +95,7 @@ func (n *namespace) enter() error {
 	if err := h.LinkSetUp(lo); err != nil {
 		return err
 	}
-	if err := h.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(Nameserver, 32)}); err != nil {
+	if err := h.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(Nameserver(), 32)}); err != nil {
 		return err
 	}
 	n.relay, err = listenRelay()

@@ -30,7 +30,7 @@ type relay struct {
 
 // listenRelay opens the sockets in the calling thread's namespace.
 func listenRelay() (*relay, error) {
-	at := netip.AddrPortFrom(Nameserver, 53)
+	at := netip.AddrPortFrom(Nameserver(), 53)
 	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err

@@ -1,0 +1,212 @@
+package debian
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/clearsign"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnproject/kiln"
+)
+
+func TestMachineSources(t *testing.T) {
+	etc := t.TempDir()
+	write := func(name, content string) {
+		t.Helper()
+		p := filepath.Join(etc, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("sources.list", `# comment
+deb http://a.example/debian bookworm main contrib # more
+deb-src http://a.example/debian bookworm main
+deb [arch=amd64 signed-by=/etc/third.gpg] http://third.example bookworm main
+deb cdrom:[Debian]/ bookworm main
+deb http://flat.example ./
+`)
+	write("sources.list.d/debian.sources", `Types: deb deb-src
+URIs: http://b.example/debian/
+Suites: bookworm bookworm-updates
+Components: main
+Signed-By: /keys/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://off.example
+Suites: bookworm
+Components: main
+Enabled: no
+
+Types: deb
+URIs: http://inline.example
+Suites: bookworm
+Components: main
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+`)
+	got, err := machineSources(etc, "/keys/debian-archive-keyring.gpg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	main := []string{"main"}
+	want := []source{
+		{"http://a.example/debian", "bookworm", []string{"main", "contrib"}, ""},
+		{"http://b.example/debian", "bookworm", main, "/keys/debian-archive-keyring.gpg"},
+		{"http://b.example/debian", "bookworm-updates", main, "/keys/debian-archive-keyring.gpg"},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(source{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func sign(t *testing.T, key *openpgp.Entity, text string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := clearsign.Encode(&out, key.PrivateKey, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func TestCheckRelease(t *testing.T) {
+	newKey := func() *openpgp.Entity {
+		t.Helper()
+		k, err := openpgp.NewEntity("archive", "", "a@example.com", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	ours, theirs := newKey(), newKey()
+	keys := openpgp.EntityList{ours}
+	now := time.Now()
+	good := "Origin: Debian\nSuite: stable\nCodename: bookworm\n"
+	if name, err := checkRelease(keys, sign(t, ours, good), now); err != nil || name != "bookworm" {
+		t.Errorf("got %q, %v", name, err)
+	}
+	for name, raw := range map[string][]byte{
+		"unsigned":     []byte(good),
+		"another key":  sign(t, theirs, good),
+		"another name": sign(t, ours, "Origin: Docker\nCodename: bookworm\n"),
+		"expired":      sign(t, ours, good+"Valid-Until: Mon, 02 Jan 2006 15:04:05 UTC\n"),
+		"changed":      bytes.Replace(sign(t, ours, good), []byte("bookworm"), []byte("bullseye"), 1),
+		"empty":        nil,
+	} {
+		if got, err := checkRelease(keys, raw, now); err == nil {
+			t.Errorf("%s: taken as %q", name, got)
+		}
+	}
+}
+
+func TestParseURIs(t *testing.T) {
+	hex := strings.Repeat("a", 64)
+	got, err := parseURIs("noise\n'http://x/pool/b_1.deb' b_1%3a2~rc+b1_amd64.deb 12 SHA256:" + hex + "\n'http://x/a.deb' a_1_all.deb 3 SHA256:" + hex + "\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Name != "a" || got[1].Version != "1:2~rc+b1" || got[1].Size != 12 || got[1].Architecture != "amd64" {
+		t.Errorf("got %+v", got)
+	}
+	for _, bad := range []string{"", "'x' a_1_all.deb 3 MD5Sum:00", "'x' a.deb 3 SHA256:" + hex, "'x' a_1_all.deb x SHA256:" + hex} {
+		if _, err := parseURIs(bad + "\n"); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestFilter(t *testing.T) {
+	var in bytes.Buffer
+	w := tar.NewWriter(&in)
+	now := time.Now()
+	for _, h := range []*tar.Header{
+		{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "./dev/null", Typeflag: tar.TypeChar},
+		{Name: "./etc/hostname", Typeflag: tar.TypeReg},
+		{Name: "./usr/bin/su", Typeflag: tar.TypeReg, Mode: 0o4755, ModTime: now, Uname: "root"},
+		{Name: "./usr/bin/ping", Typeflag: tar.TypeReg, Mode: 0o755, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "x", "SCHILY.xattr.user.a": "b"}},
+		{Name: "./usr/bin/apt-get", Typeflag: tar.TypeReg},
+		{Name: "./var/lib/dpkg/status", Typeflag: tar.TypeReg},
+		{Name: "./var/lib/dpkg/info/x.postinst", Typeflag: tar.TypeReg},
+		{Name: "./var/log/apt/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "./var/log/apt/x.log", Typeflag: tar.TypeReg},
+	} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	epoch := time.Unix(946684800, 0)
+	var out bytes.Buffer
+	if err := (filter{epoch: epoch}).copy(&out, &in); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	r := tar.NewReader(&out)
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, h.Name)
+		if h.ModTime.After(epoch) || h.Uname != "" || h.Name == "usr/bin/su" && h.Mode != 0o755 {
+			t.Errorf("%+v", h)
+		}
+		if _, ok := h.PAXRecords["SCHILY.xattr.security.capability"]; ok {
+			t.Errorf("%s keeps its capability", h.Name)
+		}
+	}
+	want := []string{"./", "usr/bin/su", "usr/bin/ping", "var/lib/dpkg/status", "var/log/apt/"}
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestCheckRefuses(t *testing.T) {
+	b := New(Options{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	for name, d := range map[string]kiln.Debian{
+		"option as suite":   {Suite: "-oDir=/"},
+		"path as suite":     {Suite: "../x"},
+		"option as package": {Suite: "bookworm", Packages: []string{"-oDpkg::Pre-Invoke=x"}},
+		"pattern":           {Suite: "bookworm", Packages: []string{"?all"}},
+		"removal":           {Suite: "bookworm", Packages: []string{"libc6/x"}},
+	} {
+		if _, err := b.check(d, "linux/amd64"); err == nil || !strings.Contains(err.Error(), "is not a Debian") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzSources(f *testing.F) {
+	f.Add("deb [a=b signed-by=c] http://x y main\n")
+	f.Add("Types: deb\nURIs: x\nSuites: y\n z\n\n")
+	f.Fuzz(func(_ *testing.T, text string) {
+		parseList(text)
+		parseDeb822(text)
+	})
+}
