@@ -55,21 +55,20 @@ func (b *countingBody) Close() error { return nil }
 
 // carry sends a request to an instance and its answer to w.
 func (c *call) carry(w http.ResponseWriter, r *http.Request) {
-	safe := r.ContentLength == 0 && repeatable([]byte(r.Method), 0)
-	repeated := false
+	if no := c.try(w, r); no != nil {
+		no.write(w, c.entry)
+	}
+}
+
+// try begins the request until an instance has answered.
+func (c *call) try(w http.ResponseWriter, r *http.Request) *refusal {
+	again := r.ContentLength == 0 && repeatable([]byte(r.Method), 0)
 	var avoid *member
 	for c.entry.tries = 1; c.entry.tries <= maxTries; c.entry.tries++ {
-		m := c.target.choose(c.g.now(), avoid)
+		m := c.choose(avoid)
 		if m == nil {
-			if next := c.g.again(c.target, c.find); next != nil {
-				c.target = next
-				continue
-			}
-			if len(c.target.shares) > 0 {
-				c.target.shares[0].fleet.gone.failed()
-			}
-			refuseBusy().write(w, c.entry)
-			return
+			c.target.missed()
+			return refuseBusy()
 		}
 		if m == avoid {
 			m.instance.finish()
@@ -78,32 +77,52 @@ func (c *call) carry(w http.ResponseWriter, r *http.Request) {
 		c.entry.instance = m.instance
 		err := c.attempt(w, r, m)
 		if err == nil {
-			return
+			return nil
 		}
 		c.entry.note = err.Error()
-		if r.Context().Err() != nil || c.body != nil && c.body.failed.Load() {
-			m.instance.finish()
-			(&refusal{status: 499}).write(w, c.entry)
-			return
+		if no := c.failed(r, m, err); no != nil {
+			return no
 		}
-		m.instance.stats.failed()
-		m.instance.finish()
-		if errors.Is(err, context.DeadlineExceeded) {
-			refuseLate().write(w, c.entry)
-			return
+		if !errors.Is(err, errConnect) {
+			if !again {
+				break
+			}
+			again = false
 		}
-		if errors.Is(err, errMalformed) {
-			refuseOdd().write(w, c.entry)
-			return
-		}
-		c.g.suspect(m)
-		if !errors.Is(err, errConnect) && (!safe || repeated) {
-			break
-		}
-		repeated = repeated || !errors.Is(err, errConnect)
 		avoid = m
 	}
-	refuseDown().write(w, c.entry)
+	return refuseDown()
+}
+
+// choose finds an instance, by the newest table when the one that the request
+// was routed by has none left.
+func (c *call) choose(avoid *member) *member {
+	m := c.target.choose(c.g.now(), avoid)
+	if m == nil {
+		if next := c.g.again(c.target, c.find); next != nil {
+			c.target = next
+			m = next.choose(c.g.now(), nil)
+		}
+	}
+	return m
+}
+
+// failed lets an instance go that gave no answer, and says whose fault it was
+// when trying again would not help.
+func (c *call) failed(r *http.Request, m *member, err error) *refusal {
+	defer m.instance.finish()
+	if r.Context().Err() != nil || c.body != nil && c.body.failed.Load() {
+		return &refusal{status: 499}
+	}
+	m.instance.stats.failed()
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return refuseLate()
+	case errors.Is(err, errMalformed):
+		return refuseOdd()
+	}
+	c.g.suspect(m)
+	return nil
 }
 
 // attempt makes one try. The error is for tries without an answer; otherwise

@@ -129,3 +129,10 @@ func lighter(a, b *member) *member {
 	}
 	return a
 }
+
+// missed counts a request that found no instance ready.
+func (t *target) missed() {
+	if len(t.shares) > 0 {
+		t.shares[0].fleet.gone.failed()
+	}
+}

@@ -164,33 +164,20 @@ type exchange struct {
 func (x *exchange) begin() *refusal {
 	c := x.c
 	safe := repeatable(c.req.Method, c.req.Length) && c.req.Upgrade == nil
-	fresh := false
+	fresh := false // a connection was stale: the same instance, on a new one
 	var avoid *member
 	for c.entry.tries = 1; c.entry.tries <= maxTries; c.entry.tries++ {
 		if !fresh {
-			m := x.target.choose(c.g.now(), avoid)
-			if m == nil {
-				if next := c.g.again(x.target, c.find); next != nil {
-					x.target = next
-					continue
-				}
-				return x.nobody()
+			if no := x.choose(avoid); no != nil {
+				return no
 			}
-			if m == avoid {
-				m.instance.finish()
-				return refuseDown()
-			}
-			x.m = m
 		}
-		c.entry.instance = x.m.instance
-		up, err := x.m.pool.get(context.Background(), safe, fresh)
+		err := x.connect(safe, fresh)
 		if err != nil {
 			avoid, fresh = x.m, false
 			x.refused(err)
 			continue
 		}
-		x.up = up
-		c.up.Store(up)
 		if err = x.attempt(); err == nil {
 			return nil
 		}
@@ -198,20 +185,49 @@ func (x *exchange) begin() *refusal {
 		if !again {
 			return no
 		}
-		if fresh = up.reused; !fresh {
+		if fresh = x.up.reused; !fresh {
 			avoid = x.m
 			x.refused(err)
 		}
 	}
+	if x.m != nil {
+		x.m.instance.finish()
+	}
 	return refuseDown()
 }
 
-// nobody is the answer when no instance is ready.
-func (x *exchange) nobody() *refusal {
-	if len(x.target.shares) > 0 {
-		x.target.shares[0].fleet.gone.failed()
+// choose finds an instance, by the newest table when the one that the request
+// was routed by has none left.
+func (x *exchange) choose(avoid *member) *refusal {
+	c := x.c
+	m := x.target.choose(c.g.now(), avoid)
+	if m == nil {
+		if next := c.g.again(x.target, c.find); next != nil {
+			x.target = next
+			m = next.choose(c.g.now(), nil)
+		}
 	}
-	return refuseBusy()
+	switch m {
+	case nil:
+		x.target.missed()
+		return refuseBusy()
+	case avoid:
+		m.instance.finish()
+		return refuseDown()
+	}
+	x.m, c.entry.instance = m, m.instance
+	return nil
+}
+
+// connect takes a connection for the request.
+func (x *exchange) connect(safe, fresh bool) error {
+	up, err := x.m.pool.get(context.Background(), safe, fresh)
+	if err != nil {
+		return err
+	}
+	x.up = up
+	x.c.up.Store(up)
+	return nil
 }
 
 // refused counts an attempt at an instance that refused or dropped it.
@@ -244,6 +260,7 @@ func (x *exchange) failed(err error, safe bool) (no *refusal, again bool) {
 	}
 	c.entry.note = err.Error()
 	m := x.m
+	x.m = nil
 	defer m.instance.finish()
 	if gone || bodyErr != nil {
 		c.entry.status = 499
