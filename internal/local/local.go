@@ -86,7 +86,8 @@ type Listen struct {
 	HTTPS []string
 }
 
-// Options is what an engine needs. All but RunDir and Parallel must be set.
+// Options is what an engine needs. RunDir, LogBytes and Parallel have
+// defaults.
 type Options struct {
 	DataDir string // absolute
 	// RunDir holds translated mounts; other users may pass through it but not
@@ -98,6 +99,9 @@ type Options struct {
 	Prober  Prober
 	Listen  Listen
 	Log     *slog.Logger
+	// LogBytes bounds all logs together; those of the living stay in any case.
+	// 0 means 512 MiB.
+	LogBytes int64
 	// Parallel is how many instances are started at once; 0 means twice the
 	// number of processors, which is where runc is fastest.
 	Parallel int
@@ -126,17 +130,20 @@ type Engine struct {
 
 	applying     sync.Mutex // held while a desired set is recorded
 	recording    sync.Mutex // held while routes.json is written
+	publishing   sync.Mutex // held while the filter is replaced
 	mu           sync.Mutex
 	plan         *subnet.Plan
 	environments map[string]*environment
 	instances    map[string]*instance // living and dying, by ID
 	table        kiln.RouteTable
 	prepared     map[kiln.FleetID]*prepared
+	public       bool   // some table had an HTTP route: who asks for one that is gone is told so
 	generation   uint64 // of the last table
 	reserved     uint64 // generations up to here are recorded as used
 	listeners    []string
 	life         context.Context // of Serve; nil before
 	begun        chan struct{}   // closed when life is set
+	cleared      bool            // nothing is put on the machine any more
 	work         sync.WaitGroup  // goroutines of Serve
 }
 
@@ -149,6 +156,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	tag := Tag(o.DataDir)
 	if o.RunDir == "" {
 		o.RunDir = filepath.Join("/run/kiln", tag)
+	}
+	if o.LogBytes <= 0 {
+		o.LogBytes = defaultLogBytes
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 2 * runtime.NumCPU()
@@ -224,7 +234,7 @@ func (e *Engine) Serve(ctx context.Context) error {
 	e.life = life
 	close(e.begun)
 	for _, loop := range []func(context.Context){
-		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts,
+		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.boundLogs,
 	} {
 		e.work.Go(func() { loop(life) })
 	}
@@ -250,10 +260,12 @@ func (e *Engine) goAlong(f func(ctx context.Context)) {
 }
 
 // Clear removes what the engine has on the machine when no instance runs: its
-// filter, its link, its groups and its mounts. The data directory stays.
+// filter, its addresses, its links, groups and mounts. The data directory
+// stays, and the engine is of no use any more.
 func (e *Engine) Clear(ctx context.Context) error {
 	e.mu.Lock()
 	n := len(e.instances)
+	e.cleared = n == 0
 	e.mu.Unlock()
 	if n > 0 {
 		return kiln.Errorf(kiln.CodeConflict, "end the environments first: kiln down", "%d instances run", n)
@@ -266,6 +278,42 @@ var _ kiln.Engine = (*Engine)(nil)
 // Logs implements kiln.Engine.
 func (e *Engine) Logs(ctx context.Context, w io.Writer, query kiln.LogQuery) error {
 	return logs.Read(ctx, w, e.paths.logs, query)
+}
+
+// defaultLogBytes bounds all logs together, and boundEvery is how often.
+const (
+	defaultLogBytes = 512 << 20
+	boundEvery      = time.Minute
+)
+
+// LogUsage returns the bytes of all logs.
+func (e *Engine) LogUsage() (int64, error) { return logs.Usage(e.paths.logs) }
+
+// CollectLogs removes logs of dead instances, the longest silent first, until
+// all take at most keep bytes, and returns what it freed.
+func (e *Engine) CollectLogs(keep int64) (int64, error) {
+	return logs.Prune(e.paths.logs, keep, func(_, instance string) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		_, alive := e.instances[instance]
+		return alive
+	})
+}
+
+// boundLogs keeps all logs within their bound until ctx ends.
+func (e *Engine) boundLogs(ctx context.Context) {
+	timer := time.NewTicker(boundEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		if _, err := e.CollectLogs(e.LogBytes); err != nil {
+			e.Log.Warn("bound the logs", "error", err)
+		}
+	}
 }
 
 // Measure implements kiln.Engine.

@@ -132,9 +132,14 @@ func (e *Engine) virtuals() []netip.Addr {
 
 // publishFilter brings the packet filter up to date.
 func (e *Engine) publishFilter(context.Context) error {
+	e.publishing.Lock() // Clear comes before or after, not in between
+	defer e.publishing.Unlock()
 	e.mu.Lock()
-	r := e.ruleset()
+	r, cleared := e.ruleset(), e.cleared
 	e.mu.Unlock()
+	if cleared {
+		return nil
+	}
 	if len(r.Fleets) > 0 {
 		on, enable, err := netns.Forwarding()
 		if err == nil && !on {
@@ -200,6 +205,9 @@ func (e *Engine) egressOf(t kiln.Template, instances []netip.Addr) nft.Fleet {
 
 // clear removes what the machine has of this engine.
 func (e *Engine) clear(ctx context.Context) error {
+	e.publishing.Lock()
+	defer e.publishing.Unlock()
+	e.pool.close()
 	for _, base := range e.roots.bases() {
 		e.roots.collect(base, nil, e.Log)
 	}

@@ -93,6 +93,12 @@ func (p *pool) fill() bool {
 		if p.e.busy.Load() > 0 {
 			return true
 		}
+		p.e.mu.Lock()
+		cleared := p.e.cleared
+		p.e.mu.Unlock()
+		if cleared {
+			return false
+		}
 		l, err := p.make()
 		if err != nil {
 			p.e.Log.Warn("prepare a link", "error", err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -156,6 +157,54 @@ func TestEngineSuite(t *testing.T) {
 			},
 		}
 	})
+}
+
+// TestRestartUnderTraffic ends and starts the engine, kills an instance, and
+// replaces all of them, while requests go on.
+func TestRestartUnderTraffic(t *testing.T) {
+	b := newRealBed(t)
+	f := web(3)
+	o := b.ready(f)
+	route := func(f kiln.Fleet) {
+		t.Helper()
+		err := b.Route(t.Context(), kiln.RouteTable{Public: []kiln.PublicRoute{{
+			Environment: "test", Protocol: kiln.ProtocolHTTP, Number: 80, Fleets: []kiln.Weight{{Fleet: f.ID(), Percent: 100}}, Drain: time.Second,
+			Route: kiln.Route{Name: "shop", Service: "web", Port: "http", Host: "shop.test", Path: "/", TLS: kiln.TLS{Mode: "off"}},
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	route(f)
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	var sent, failed atomic.Int64
+	for range 2 {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				status, _, err := b.real.get(context.Background(), "shop.test", "/healthz")
+				sent.Add(1)
+				if err != nil || status != http.StatusOK {
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	b.reboot()
+	if err := syscall.Kill(o.Fleets[0].Instances[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	b.wait("a replacement", func(o kiln.Observation) bool { return len(o.Fleets[0].Deaths) == 1 && o.Fleets[0].Ready() == 3 })
+	next := web(3, func(t *kiln.Template) { t.Config.Env = map[string]string{"VERSION": "2"} })
+	b.ready(f, next)
+	route(next)
+	b.ready(next)
+	cancel()
+	load.Wait()
+	t.Logf("%d requests", sent.Load())
+	if failed.Load() > 0 {
+		t.Errorf("%d of %d requests failed", failed.Load(), sent.Load())
+	}
 }
 
 // get asks the gateway.

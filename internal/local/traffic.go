@@ -2,17 +2,22 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnproject/kiln"
 )
 
 // generations is how many tables are made before the disk is told again.
 const generations = 1000
+
+// gatewayLimit bounds the wait for a gateway that is being started again.
+const gatewayLimit = 10 * time.Second
 
 // Route implements kiln.Engine.
 func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
@@ -29,7 +34,7 @@ func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
 		return err
 	}
 	if err = e.filter.publish(ctx); err == nil {
-		err = e.traffic.publish(ctx)
+		err = e.publishPatiently(ctx)
 	}
 	if err == nil {
 		err = e.saveRoutes(table)
@@ -49,6 +54,21 @@ func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
 	}
 	e.mu.Unlock()
 	return nil
+}
+
+// publishPatiently brings the gateway up to date. One that is away is being
+// started again by the keeper; it gets a while.
+func (e *Engine) publishPatiently(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, gatewayLimit)
+	defer cancel()
+	for {
+		err := e.traffic.publish(ctx)
+		var known *kiln.Error
+		if !errors.As(err, &known) || known.Code != kiln.CodeUnavailable || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 10*time.Millisecond)
+	}
 }
 
 // saveRoutes records the table after the gateway took it.
@@ -116,8 +136,11 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	t := e.nextTraffic()
-	addresses := e.virtuals()
+	addresses, cleared := e.virtuals(), e.cleared
 	e.mu.Unlock()
+	if cleared {
+		return nil
+	}
 	want := t.Listeners()
 	slices.Sort(want)
 	both := slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(want), e.listeners...))))
@@ -127,7 +150,9 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 			return err
 		}
 		if err := e.Keeper.Listen(ctx, both); err != nil {
-			return err
+			// One socket that cannot be opened must not keep the others from
+			// following what lives: the table goes out, and this is tried again.
+			return errors.Join(err, e.Gateway.Set(ctx, t))
 		}
 	}
 	if err := e.Gateway.Set(ctx, t); err != nil {
@@ -153,10 +178,13 @@ func (e *Engine) nextTraffic() kiln.Traffic {
 		if r.Protocol == kiln.ProtocolTCP {
 			continue
 		}
-		t.HTTP = e.Listen.HTTP
+		e.public = true
 		if r.Route.TLS.Mode != "" && r.Route.TLS.Mode != "off" {
 			t.HTTPS = e.Listen.HTTPS
 		}
+	}
+	if e.public {
+		t.HTTP = e.Listen.HTTP
 	}
 	for _, p := range e.table.Private {
 		if share, ok := e.plan.Environments[p.Environment]; ok && share.Services[p.Service].IsValid() {
