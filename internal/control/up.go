@@ -199,7 +199,7 @@ func condemned(releases []kiln.Release, identity kiln.Digest, again bool) error 
 			return nil
 		}
 		return kiln.Errorf(kiln.CodeRefused, "kiln up --again applies it once more",
-			"this is release %d of %s, which was rolled back", r.Number, r.Environment)
+			"release %d of %s is the same and is condemned: it was rolled back", r.Number, r.Environment)
 	}
 	return nil
 }
