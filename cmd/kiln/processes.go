@@ -48,7 +48,7 @@ func keepCommand() *cobra.Command {
 			// What ends the terminal or kilnd must not end the keeper: it
 			// goes when its client says so.
 			return keep.Run(context.WithoutCancel(command.Context()), keep.Options{
-				DataDir: data, Gateway: []string{self, "gateway"}, GatewayUID: uid, GatewayGID: gid,
+				DataDir: data, Gateway: []string{self, "gateway", "--data", data}, GatewayUID: uid, GatewayGID: gid,
 				Launch: []string{self, "launch"}, Version: version, Log: logger(),
 			})
 		},

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnproject/kiln"
@@ -34,6 +36,44 @@ func (loader) Load(tree fs.FS, o control.LoadOptions) (control.Definition, error
 		out.Lock, err = spec.ParseLock(text)
 	}
 	return out, err
+}
+
+// baker lists what it baked in the store's index under the images' names, so
+// that other tools find it there. The newest image of a name has it.
+type baker struct {
+	*bake.Baker
+	store *store.Store
+}
+
+func (b baker) Bake(ctx context.Context, r kiln.BakeRequest) (kiln.BakeResult, error) {
+	result, err := b.Baker.Bake(ctx, r)
+	if err != nil {
+		return result, err
+	}
+	for name, one := range result.Images {
+		if err := b.tag(ctx, name, one); err != nil {
+			return result, fmt.Errorf("name image %s: %w", name, err)
+		}
+	}
+	return result, nil
+}
+
+func (b baker) tag(ctx context.Context, name string, one kiln.Baked) error {
+	manifest, err := b.store.Manifest(ctx, one.Manifest)
+	if err != nil {
+		return err
+	}
+	document, err := b.store.Document(ctx, one.Manifest)
+	if err != nil {
+		return err
+	}
+	mediaType := manifest.MediaType
+	if mediaType == "" {
+		mediaType = ocispec.MediaTypeImageManifest
+	}
+	return b.store.Tag(ctx, ocispec.Descriptor{
+		MediaType: mediaType, Digest: digest.Digest(one.Manifest), Size: int64(len(document)),
+	}, name, nil)
 }
 
 // images gives the engine sealed roots.

@@ -82,7 +82,7 @@ func assemble(ctx context.Context, c config, log *slog.Logger) (*plane, error) {
 		}
 	}
 	p.control = control.New(control.Options{
-		Ledger: p.ledger, Store: p.store, Baker: p.baker, Engine: p.engine, Loader: loader{},
+		Ledger: p.ledger, Store: p.store, Baker: baker{p.baker, p.store}, Engine: p.engine, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}}, StorageMax: c.storageMax,
 		Log: log, Version: version, PublicURL: publicURL(c),
 	})
