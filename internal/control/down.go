@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/rollout"
@@ -44,11 +45,56 @@ func (c *Control) down(ctx context.Context, r DownRequest, feed *feed) error {
 	if err != nil {
 		return fmt.Errorf("list the releases of %s: %w", r.Environment, err)
 	}
-	return c.end(ctx, r.Environment, releases, retiring{
+	err = c.end(ctx, r.Environment, releases, retiring{
 		states: []kiln.ReleaseState{kiln.ReleaseLive, kiln.ReleaseParked}, actor: r.Actor,
 		event:  kiln.Event{Kind: "environment.down", Subject: r.Environment, Message: "environment " + r.Environment + " was ended"},
 		reason: "the environment was ended",
 	}, feed)
+	if err != nil {
+		return err
+	}
+	return c.emptied(ctx, r.Environment, releases, feed)
+}
+
+// stopSlack is added to the time that instances may take to end.
+const stopSlack = 10 * time.Second
+
+// emptied waits until an environment's instances are gone, for as long as they
+// may take.
+func (c *Control) emptied(ctx context.Context, name string, releases []kiln.Release, feed *feed) error {
+	limit := stopSlack
+	for _, r := range releases {
+		for _, s := range r.Services {
+			limit = max(limit, s.Template.Config.Drain+s.Template.Config.Grace+stopSlack)
+		}
+	}
+	end := c.now().Add(limit)
+	for last := -1; ; {
+		changed := c.changes(name)
+		seen, err := c.engine.Observe(ctx, name)
+		if err != nil {
+			return fmt.Errorf("observe %s: %w", name, err)
+		}
+		left := 0
+		for _, f := range seen.Fleets {
+			left += len(f.Instances)
+		}
+		rest := end.Sub(c.now())
+		switch {
+		case left == 0:
+			feed.send(kiln.Progress{Stage: "park", Subject: name, Step: "stop", Done: true})
+			return nil
+		case rest <= 0:
+			return kiln.Errorf(kiln.CodeFailed, "kiln ps "+name+" shows them",
+				"environment %s has no traffic any more, but %d of its instances have not ended after %s", name, left, limit)
+		case left != last:
+			last = left
+			feed.send(kiln.Progress{Stage: "park", Subject: name, Step: "stop", Message: fmt.Sprintf("%d instances are ending", left)})
+		}
+		if err := await(ctx, changed, rest); err != nil {
+			return err
+		}
+	}
 }
 
 // retiring is what ends releases outside a rollout.

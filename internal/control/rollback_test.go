@@ -171,17 +171,19 @@ func TestDownEndsAnEnvironment(t *testing.T) {
 		b.mustUp(shop("production", "1"))
 		b.mustUp(shop("production", "2"))
 		b.mustUp(shop("staging", "1"))
+		b.engine.BehaveService("web", kilntest.Behaviour{IgnoresTerm: true})
+		b.mustUp(shop("production", "2.5"))
 		check(t, b.Down(t.Context(), DownRequest{Environment: "production", Actor: "ada"}, nil))
-		b.settled()
-		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseRetired)
 		b.wantRunning("production", nil)
+		b.settled()
+		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseRetired, kiln.ReleaseRetired)
 		b.wantRunning("staging", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
 		check(t, b.Down(t.Context(), DownRequest{Environment: "production"}, nil))
 		if err := b.Down(t.Context(), DownRequest{Environment: "nowhere"}, nil); !errors.Is(err, kiln.ErrNotFound) {
 			t.Fatalf("down of the unknown: %v", err)
 		}
 		r := b.mustUp(shop("production", "2"))
-		if r.Release.Number != 3 {
+		if r.Release.Number != 4 {
 			t.Fatalf("release %d", r.Release.Number)
 		}
 	})
