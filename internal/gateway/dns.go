@@ -45,10 +45,10 @@ func (r *resolver) serveUDP(l *listener, udp net.PacketConn) {
 	for {
 		n, from, err := udp.ReadFrom(b)
 		if err != nil {
-			if !errors.Is(err, net.ErrClosed) && r.g.soft.Err() == nil {
-				continue
+			if errors.Is(err, net.ErrClosed) || !r.g.pause(l.name, err) {
+				return
 			}
-			return
+			continue
 		}
 		a, ok := from.(*net.UDPAddr)
 		if !ok {
@@ -85,7 +85,13 @@ func (r *resolver) serveTCP(l *listener, nc net.Conn) {
 
 // answer returns the answer to a query, or nil for none: strangers, floods and
 // what is no query get nothing.
-func (r *resolver) answer(l *listener, client netip.Addr, query []byte, tcp bool) []byte {
+func (r *resolver) answer(l *listener, client netip.Addr, query []byte, tcp bool) (answer []byte) {
+	defer func() {
+		if v := recover(); v != nil { // one query must not end all
+			r.g.slog.Error("a query met a defect", "listener", l.name, "panic", v)
+			answer = nil
+		}
+	}()
 	t := r.g.table.Load()
 	z := t.zones[l.name]
 	if z == nil || t.source.Callers[client].Environment != z.Environment || !r.allow(client) {

@@ -373,3 +373,55 @@ func (r *rig) settled() ([]kiln.Measurement, error) {
 		}
 	}
 }
+
+func TestKilledInstanceFailsNoGet(t *testing.T) {
+	slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select { // some requests are in flight when it dies
+		case <-time.After(2 * time.Millisecond):
+		case <-r.Context().Done():
+		}
+		fmt.Fprint(w, "ok")
+	})
+	one := upstreamOn(t, "127.0.0.2:0", slow)
+	port := portNumber(t, one.Addr)
+	two := upstreamOn(t, fmt.Sprintf("127.0.0.3:%d", port), slow)
+	upstreamOn(t, fmt.Sprintf("127.0.0.4:%d", port), slow)
+	r := start(t)
+	address := r.listen("127.0.0.1")
+	r.table.HTTP = []string{address}
+	r.route("web.test", kiln.ProtocolHTTP, port, "127.0.0.2", "127.0.0.3", "127.0.0.4")
+	r.set()
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var n atomic.Int64
+	hundred := make(chan struct{}, 1)
+	for range 16 {
+		c := dial(t, address)
+		wg.Go(func() {
+			b := bufio.NewReader(c)
+			for ctx.Err() == nil {
+				fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+				res, err := http.ReadResponse(b, nil)
+				if err != nil || res.StatusCode != 200 {
+					t.Errorf("%v, %v", res, err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+				if n.Add(1)%200 == 0 {
+					select {
+					case hundred <- struct{}{}:
+					default:
+					}
+				}
+			}
+		})
+	}
+	<-hundred
+	_ = one.Close()
+	<-hundred
+	_ = two.Close() // the last one carries all
+	<-hundred
+	<-hundred
+	stop()
+	wg.Wait()
+}

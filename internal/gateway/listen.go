@@ -133,15 +133,26 @@ func (l *listener) accept(tcp net.Listener) {
 			return
 		}
 		if err != nil { // no file descriptors, or a client that is gone already
-			l.g.slog.Warn("a connection was not accepted", "listener", l.name, "error", err)
-			select {
-			case <-l.g.soft.Done():
+			if !l.g.pause(l.name, err) {
 				return
-			case <-time.After(10 * time.Millisecond):
 			}
 			continue
 		}
 		l.admit(nc)
+	}
+}
+
+// pause waits a little after an error of a listener, so as not to spin, and
+// says whether to go on.
+func (g *gateway) pause(listener string, err error) bool {
+	g.slog.Warn("a listener had an error", "listener", listener, "error", err)
+	t := time.NewTimer(10 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-g.soft.Done():
+		return false
+	case <-t.C:
+		return true
 	}
 }
 
@@ -237,6 +248,7 @@ func (g *gateway) serveTLS(nc net.Conn, l *listener) {
 	cancel()
 	if err != nil {
 		g.slog.Debug("a TLS handshake did not succeed", "client", remoteAddr(nc), "error", err)
+		g.explainTLS(err)
 		_ = nc.Close()
 		return
 	}
@@ -248,6 +260,17 @@ func (g *gateway) serveTLS(nc net.Conn, l *listener) {
 	default:
 		newConn(g, t, l).serve()
 	}
+}
+
+// explainTLS answers a client that speaks HTTP where TLS is spoken.
+func (g *gateway) explainTLS(err error) {
+	var plain tls.RecordHeaderError
+	if !errors.As(err, &plain) || plain.Conn == nil || plain.RecordHeader[0] < 'A' || plain.RecordHeader[0] > 'Z' {
+		return
+	}
+	no := refusal{status: 400, text: "This port speaks HTTPS, and the request came as plain HTTP."}
+	_ = plain.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = plain.Conn.Write(no.appendTo(nil, appendID(nil), g.date(), false, false, false))
 }
 
 // closeAll closes the listeners; no other will be opened.

@@ -89,6 +89,9 @@ func TestLocalAuthority(t *testing.T) {
 	if want := "https://web.localhost:" + port + "/x?y"; res.StatusCode != 308 || res.Header.Get("Location") != want {
 		t.Errorf("plain: %s to %s, want %s", res.Status, res.Header.Get("Location"), want)
 	}
+	if res := ask(t, address, "GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n"); res.StatusCode != 400 {
+		t.Errorf("plain HTTP on the TLS port: %s", res.Status)
+	}
 	if _, err := tlsClient(t, roots, address, false).Get("https://unknown.localhost/"); err == nil {
 		t.Error("a host without a route got a certificate")
 	}
