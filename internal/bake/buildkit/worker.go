@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/executor/oci"
 	"github.com/moby/buildkit/executor/resources"
 	"github.com/moby/buildkit/executor/runcexecutor"
@@ -48,23 +49,16 @@ func workerOptions(o Options) (_ base.WorkerOpt, err error) {
 			}
 		}
 	}()
-	networks := map[pb.NetMode]network.Provider{
-		pb.NetMode_UNSET: o.Network,
-		pb.NetMode_NONE:  network.NewNoneProvider(),
-	}
 	monitor, err := resources.NewMonitor()
 	if err != nil {
 		return base.WorkerOpt{}, fmt.Errorf("watch resources: %w", err)
 	}
 	undo = append(undo, monitor.Close)
-	exec, err := runcexecutor.New(runcexecutor.Opt{
-		Root:                executorDir(o.Root),
-		CommandCandidates:   []string{o.Runtime},
-		ProcessMode:         oci.ProcessSandbox,
-		DefaultCgroupParent: o.CgroupParent,
-		ResourceMonitor:     monitor,
-		DNS:                 &oci.DNSConfig{Nameservers: o.Nameservers, SearchDomains: []string{"."}, Options: []string{"timeout:5"}},
-	}, networks)
+	networks := map[pb.NetMode]network.Provider{
+		pb.NetMode_UNSET: o.Network,
+		pb.NetMode_NONE:  network.NewNoneProvider(),
+	}
+	exec, err := newExecutor(o, monitor, networks)
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
@@ -116,6 +110,19 @@ func workerOptions(o Options) (_ base.WorkerOpt, err error) {
 		MountPoolRoot:    filepath.Join(o.Root, "cachemounts"),
 		ResourceMonitor:  monitor,
 	}, os.MkdirAll(filepath.Join(o.Root, "cachemounts"), 0o700)
+}
+
+// newExecutor makes what runs a RUN. Its resolver's search list is empty: the
+// host's would make builds depend on where they run.
+func newExecutor(o Options, monitor *resources.Monitor, networks map[pb.NetMode]network.Provider) (executor.Executor, error) {
+	return runcexecutor.New(runcexecutor.Opt{
+		Root:                executorDir(o.Root),
+		CommandCandidates:   []string{o.Runtime},
+		ProcessMode:         oci.ProcessSandbox,
+		DefaultCgroupParent: o.CgroupParent,
+		ResourceMonitor:     monitor,
+		DNS:                 &oci.DNSConfig{Nameservers: o.Nameservers, SearchDomains: []string{"."}, Options: []string{"timeout:5"}},
+	}, networks)
 }
 
 // closers closes several things as one.

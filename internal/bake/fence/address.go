@@ -67,7 +67,7 @@ func freeBlock(tag string) (netip.Prefix, error) {
 
 // routed lists what this machine has routes to, other than by default.
 func routed() ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(routesV4)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -84,6 +84,19 @@ func routed() ([]netip.Prefix, error) {
 	return out, nil
 }
 
+func routesV4() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) }
+
+// whole asks the kernel for a list again when it changed while it was read.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for range 50 {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return nil, netlink.ErrDumpInterrupted
+}
+
 func offset(a netip.Addr, n uint32) netip.Addr {
 	b := a.As4()
 	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+n)
@@ -93,7 +106,7 @@ func offset(a netip.Addr, n uint32) netip.Addr {
 // uplinkMTU is the MTU of the link that the default route uses; 1500 when
 // there is none.
 func uplinkMTU() int {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(routesV4)
 	if err != nil {
 		return 1500
 	}

@@ -112,7 +112,7 @@ func linkPrefix(tag string) string { return "kb" + tag }
 // Sweep removes the rules and links of a tag, also those of a process that
 // was killed. The rules go last.
 func Sweep(tag string) error {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
