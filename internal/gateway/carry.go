@@ -131,7 +131,12 @@ func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error 
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(m.instance.ended, func() { cancel(errDrained) })()
-	late := time.AfterFunc(c.g.limits.Answer, func() { cancel(context.DeadlineExceeded) })
+	var begun atomic.Bool // the answer; a body that goes on must not bring the limit back
+	late := time.AfterFunc(c.g.limits.Answer, func() {
+		if !begun.Load() {
+			cancel(context.DeadlineExceeded)
+		}
+	})
 	defer late.Stop()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
 		return c.interim(w, code, http.Header(h))
@@ -150,7 +155,7 @@ func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error 
 		}
 		return err
 	}
-	late.Stop()
+	begun.Store(true)
 	c.answer(w, r, res, m)
 	return nil
 }

@@ -12,7 +12,9 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -337,4 +339,56 @@ func TestOddAnswersAreBadGateways(t *testing.T) {
 		_ = l.Close()
 		_ = r.stop()
 	}
+}
+
+func TestStreamOutlivesTheLimitsOfItsBeginning(t *testing.T) {
+	up := h2Upstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := http.NewResponseController(w)
+		_ = c.EnableFullDuplex()
+		_ = c.Flush()
+		b := make([]byte, 100)
+		for {
+			n, err := r.Body.Read(b)
+			_, _ = w.Write(b[:n])
+			_ = c.Flush()
+			if err != nil {
+				return
+			}
+		}
+	}))
+	const limit = 700 * time.Millisecond
+	r := start(t, func(o *Options) { o.Limits.Answer = limit })
+	address := r.listen("127.0.0.1")
+	r.table.HTTP = []string{address}
+	r.route("h1.test", kiln.ProtocolHTTP, portNumber(t, up), "127.0.0.1")
+	r.route("h2.test", kiln.ProtocolH2C, portNumber(t, up), "127.0.0.1")
+	r.set()
+	h1 := &http.Client{Transport: &http.Transport{}}
+	t.Cleanup(h1.CloseIdleConnections)
+	var wg sync.WaitGroup
+	for name, client := range map[string]*http.Client{"HTTP/1.1": h1, "HTTP/2": h2Client(t)} {
+		for _, host := range []string{"h1.test", "h2.test"} {
+			wg.Go(func() {
+				body, feed := io.Pipe()
+				req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/", body)
+				req.Host = host
+				go func() { _, _ = io.WriteString(feed, "one ") }()
+				res, err := client.Do(req)
+				if err != nil {
+					t.Errorf("%s to %s: %v", name, host, err)
+					return
+				}
+				defer res.Body.Close()
+				<-time.After(2*limit + 2*sweepEvery)
+				go func() {
+					_, _ = io.WriteString(feed, "two")
+					_ = feed.Close()
+				}()
+				if got, err := io.ReadAll(res.Body); err != nil || string(got) != "one two" {
+					t.Errorf("%s to %s: %q, %v", name, host, got, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
 }

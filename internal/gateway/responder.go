@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnproject/kiln/internal/gateway/http1"
@@ -16,6 +17,7 @@ import (
 // responder writes an answer in net/http's types to a client of HTTP/1.
 type responder struct {
 	c       *conn
+	body    *clientBody // of the request; nil for none
 	header  http.Header
 	begun   bool
 	chunked bool
@@ -65,13 +67,19 @@ func (r *responder) WriteHeader(status int) {
 		c.req.Close = true
 	}
 	switch {
-	case !c.keeps():
+	case !r.keeps():
 		c.req.Close = true
 		out = http1.AppendText(out, "Connection", "close")
 	case c.req.Minor == 0:
 		out = http1.AppendText(out, "Connection", "keep-alive")
 	}
 	c.out = append(out, '\r', '\n')
+}
+
+// keeps says whether the client's connection can go on, as far as is known
+// when the answer begins: the body may still be read.
+func (r *responder) keeps() bool {
+	return !r.c.req.Close && !r.c.gone.Load() && (r.body == nil || r.body.whole.Load())
 }
 
 // Write implements http.ResponseWriter.
@@ -134,6 +142,8 @@ type clientBody struct {
 	c    *conn
 	data []byte
 	wait bool // the client waits for 100 Continue
+	// whole says that all was read of the connection.
+	whole atomic.Bool
 
 	mu   sync.Mutex // held while the client's connection is read
 	over bool       // the request ended; an attempt's reader may not know yet
@@ -147,6 +157,9 @@ func (b *clientBody) end() {
 		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
 		c.mu.Unlock()
 		b.mu.Lock()
+		c.mu.Lock()
+		_ = c.nc.SetReadDeadline(time.Time{})
+		c.mu.Unlock()
 	}
 	b.over = true
 	b.mu.Unlock()
@@ -175,6 +188,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		}
 		b.data = data
 		c.in.skip(used)
+		b.whole.Store(c.body.Done())
 		if len(data) > 0 || c.body.Done() {
 			continue
 		}
@@ -188,6 +202,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		if err := c.in.fill(c.nc, max(len(c.in.b), c.in.floor+pieceSize)); err != nil {
 			return 0, noEOF(err)
 		}
+		c.arm(0) // what follows is the instance's time
 	}
 }
 
@@ -220,7 +235,12 @@ func (c *conn) viaHandler(t *target) (again bool) {
 	c.cancel.Store(&cancel)
 	defer c.cancel.Store(nil)
 	c.arm(0)
+	r := c.request(ctx)
 	w := &responder{c: c, header: http.Header{}}
+	if b, ok := r.Body.(*clientBody); ok {
+		w.body = b
+		defer b.end()
+	}
 	defer func() {
 		if v := recover(); v != nil {
 			if v != http.ErrAbortHandler { //nolint:errorlint // a sentinel that is thrown as it is
@@ -231,13 +251,9 @@ func (c *conn) viaHandler(t *target) (again bool) {
 		}
 	}()
 	call := &call{g: c.g, target: t, find: c.find, entry: &c.entry, private: c.role == rolePrivate, secure: c.role == roleHTTPS}
-	r := c.request(ctx)
-	if b, ok := r.Body.(*clientBody); ok {
-		defer b.end()
-	}
 	call.carry(w, r)
-	if b, ok := r.Body.(*clientBody); ok {
-		b.end()
+	if w.body != nil {
+		w.body.end()
 	}
 	return w.end() == nil && c.keeps()
 }
