@@ -27,6 +27,8 @@ type environment struct {
 	released bool
 	// unsettled means that the engine was not told the present set yet.
 	unsettled bool
+	// problem is why the last reconcile did not work; empty when it did.
+	problem string
 }
 
 // environment returns the named one, made when it is new. c.mu must be held.
@@ -62,7 +64,8 @@ func (c *Control) apply(ctx context.Context, name, reason string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.environment(name).unsettled = false
+	e := c.environment(name)
+	e.unsettled, e.problem = false, ""
 	return nil
 }
 

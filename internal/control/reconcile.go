@@ -41,12 +41,20 @@ func (c *Control) settle(ctx context.Context) {
 		}
 		if err := c.settleOne(ctx, name); err != nil {
 			failed = true
+			c.troubled(name, err)
 			c.log.ErrorContext(ctx, "environment could not be reconciled", "environment", name, "error", err)
 		}
 	}
 	if failed {
 		c.poke()
 	}
+}
+
+// troubled notes why an environment could not be reconciled, for its status.
+func (c *Control) troubled(name string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.environment(name).problem = err.Error()
 }
 
 // settleOne brings one environment back to what it stands for, unless somebody

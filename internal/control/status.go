@@ -51,8 +51,8 @@ func (c *Control) environmentStatus(ctx context.Context, name string) (Environme
 			out.Parked, out.ParkedUntil = &r, r.ParkedUntil
 		}
 	}
-	if e.unsettled && e.holder == nil {
-		out.Problems = append(out.Problems, "the engine does not take the desired set; kilnd's log says why, and it is tried again")
+	if e.problem != "" {
+		out.Problems = append(out.Problems, "what is desired could not be brought about, and is tried again: "+e.problem)
 	}
 	c.mu.Unlock()
 	if out.Live != nil {
