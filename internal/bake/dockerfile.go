@@ -84,10 +84,11 @@ func (r *recipe) references(image kiln.Image) ([]string, error) {
 			continue
 		}
 		seen[i] = true
-		names, err := r.needs(image, i)
+		names, stages, err := r.needs(image, i)
 		if err != nil {
 			return nil, err
 		}
+		todo = append(todo, stages...)
 		for _, name := range names {
 			if n, ok := r.stage(name, i); ok {
 				todo = append(todo, n)
@@ -129,47 +130,41 @@ func (r *recipe) stage(name string, before int) (int, bool) {
 	return 0, false
 }
 
-// needs returns what stage i names: its base and what it copies or mounts
-// from. Numbers of stages are returned as those stages' needs.
-func (r *recipe) needs(image kiln.Image, i int) ([]string, error) {
+// needs returns what stage i is made from: its base and what it copies or
+// mounts from, by name, and the stages that it gives by number.
+func (r *recipe) needs(image kiln.Image, i int) (names []string, stages []int, err error) {
 	base, err := r.expand(image, r.stages[i].BaseName)
 	if err != nil {
-		return nil, syntaxError(image, r.source, fmt.Errorf("FROM %s: %w", r.stages[i].BaseName, err))
+		return nil, nil, syntaxError(image, r.source, fmt.Errorf("FROM %s: %w", r.stages[i].BaseName, err))
 	}
-	names := []string{base}
+	all := []string{base}
 	for _, c := range r.stages[i].Commands {
 		switch c := c.(type) {
 		case *instructions.CopyCommand:
-			names = append(names, c.From)
+			all = append(all, c.From)
 		case *instructions.RunCommand:
 			// Mounts are only known once variables are expanded.
 			if err := c.Expand(func(word string) (string, error) { return r.expand(image, word) }); err != nil {
-				return nil, syntaxError(image, r.source, err)
+				return nil, nil, syntaxError(image, r.source, err)
 			}
 			for _, m := range instructions.GetMounts(c) {
-				names = append(names, m.From)
+				all = append(all, m.From)
 			}
 		}
 	}
-	var out []string
-	for _, name := range names {
-		if name == "" {
-			continue
+	for _, name := range all {
+		n, err := strconv.Atoi(name)
+		switch {
+		case name == "":
+		case err != nil:
+			names = append(names, name)
+		case n < 0 || n >= i:
+			return nil, nil, kiln.Errorf(kiln.CodeInvalid, "Name a stage before it.", "image %q: --from=%d is not an earlier stage", image.Name, n)
+		default:
+			stages = append(stages, n)
 		}
-		if n, err := strconv.Atoi(name); err == nil {
-			if n < 0 || n >= i {
-				return nil, kiln.Errorf(kiln.CodeInvalid, "Name a stage before it.", "image %q: --from=%d is not an earlier stage", image.Name, n)
-			}
-			below, err := r.needs(image, n)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, below...)
-			continue
-		}
-		out = append(out, name)
 	}
-	return out, nil
+	return names, stages, nil
 }
 
 // expand substitutes the arguments that are known before the first stage.

@@ -2,6 +2,7 @@ package bake
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -159,6 +160,27 @@ func TestReferences(t *testing.T) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// TestManyStages would take for ever if each number were followed anew.
+func TestManyStages(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("FROM a:1\n")
+	for i := range 200 {
+		fmt.Fprintf(&text, "FROM scratch\nCOPY --from=%d a a\nCOPY --from=%d b b\n", i, i)
+	}
+	s := shelf{t.TempDir()}
+	f, err := newFolder(s, plant(t, s, map[string]string{"Dockerfile": text.String()}), ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := readRecipe(fromFile("x", nil), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.references(fromFile("x", nil)); err != nil || !slices.Equal(got, []string{"a:1"}) {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 

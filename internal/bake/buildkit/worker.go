@@ -62,25 +62,11 @@ func workerOptions(o Options) (_ base.WorkerOpt, err error) {
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
-	content, err := local.NewStore(filepath.Join(o.Root, "content"))
+	mdb, opened, err := openContent(o.Root)
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
-	snaps, err := overlay.NewSnapshotter(filepath.Join(o.Root, "snapshots"))
-	if err != nil {
-		return base.WorkerOpt{}, fmt.Errorf("overlayfs on %s: %w", o.Root, err)
-	}
-	undo = append(undo, snaps.Close)
-	db, err := boltutil.Open(filepath.Join(o.Root, "containerdmeta.db"), 0o600,
-		&bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
-	if err != nil {
-		return base.WorkerOpt{}, err
-	}
-	undo = append(undo, db.Close)
-	mdb := ctdmetadata.NewDB(db, content, map[string]ctdsnapshot.Snapshotter{snapshotter: snaps})
-	if err := mdb.Init(context.Background()); err != nil {
-		return base.WorkerOpt{}, err
-	}
+	undo = append(undo, opened.Close)
 	md, err := metadata.NewStore(filepath.Join(o.Root, "metadata.db"))
 	if err != nil {
 		return base.WorkerOpt{}, err
@@ -90,26 +76,56 @@ func workerOptions(o Options) (_ base.WorkerOpt, err error) {
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
-	cs := containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
-	return base.WorkerOpt{
+	pool := filepath.Join(o.Root, "cachemounts")
+	opt := base.WorkerOpt{
 		ID:               id,
 		Root:             o.Root,
 		Labels:           map[string]string{},
 		MetadataStore:    md,
-		ContentMetadata:  closers{db, snaps},
+		ContentMetadata:  opened,
 		NetworkProviders: networks,
 		Executor:         exec,
-		Snapshotter:      containerdsnapshot.NewSnapshotter(snapshotter, mdb.Snapshotter(snapshotter), namespace, nil),
-		ContentStore:     cs,
-		Applier:          apply.NewFileSystemApplier(cs),
-		Differ:           walking.NewWalkingDiff(cs),
 		Platforms:        []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
-		LeaseManager:     leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(mdb), namespace),
-		GarbageCollect:   mdb.GarbageCollect,
 		ParallelismSem:   semaphore.NewWeighted(max(o.Parallel, 1)),
-		MountPoolRoot:    filepath.Join(o.Root, "cachemounts"),
+		MountPoolRoot:    pool,
 		ResourceMonitor:  monitor,
-	}, os.MkdirAll(filepath.Join(o.Root, "cachemounts"), 0o700)
+	}
+	storeOptions(&opt, mdb)
+	return opt, os.MkdirAll(pool, 0o700)
+}
+
+// openContent opens the layers' bytes, their snapshots and what containerd
+// keeps about both.
+func openContent(root string) (*ctdmetadata.DB, closers, error) {
+	content, err := local.NewStore(filepath.Join(root, "content"))
+	if err != nil {
+		return nil, nil, err
+	}
+	snaps, err := overlay.NewSnapshotter(filepath.Join(root, "snapshots"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("overlayfs on %s: %w", root, err)
+	}
+	db, err := boltutil.Open(filepath.Join(root, "containerdmeta.db"), 0o600,
+		&bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	if err != nil {
+		return nil, nil, errors.Join(err, snaps.Close())
+	}
+	mdb := ctdmetadata.NewDB(db, content, map[string]ctdsnapshot.Snapshotter{snapshotter: snaps})
+	opened := closers{db, snaps}
+	if err := mdb.Init(context.Background()); err != nil {
+		return nil, nil, errors.Join(err, opened.Close())
+	}
+	return mdb, opened, nil
+}
+
+// storeOptions sets what works over containerd's metadata.
+func storeOptions(opt *base.WorkerOpt, mdb *ctdmetadata.DB) {
+	opt.ContentStore = containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
+	opt.Snapshotter = containerdsnapshot.NewSnapshotter(snapshotter, mdb.Snapshotter(snapshotter), namespace, nil)
+	opt.Applier = apply.NewFileSystemApplier(opt.ContentStore)
+	opt.Differ = walking.NewWalkingDiff(opt.ContentStore)
+	opt.LeaseManager = leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(mdb), namespace)
+	opt.GarbageCollect = mdb.GarbageCollect
 }
 
 // newExecutor makes what runs a RUN. Its resolver's search list is empty: the
