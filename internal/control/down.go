@@ -21,6 +21,9 @@ func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progre
 	}
 	feed := newFeed(emit)
 	defer feed.close()
+	if _, err := c.callOff(ctx, r.Environment, "kiln down", r.Actor); err != nil {
+		return err
+	}
 	h, err := c.hold(ctx, r.Environment, "kiln down", r.Actor, feed)
 	if err != nil {
 		return err

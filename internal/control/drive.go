@@ -24,10 +24,13 @@ type drive struct {
 	feed    *feed
 	states  map[int]kiln.ReleaseState // as the ledger has them
 	warm    bool
+	stuck   chan struct{}     // closed when the undoing has not worked for a while
 	told    map[string]string // the last message of each step of the progress
 
 	mu    sync.Mutex
 	state rollout.State
+	off   *rollout.Failure   // why it is called off; nil when it is not
+	cease context.CancelFunc // ends the actions of a step that is called off
 }
 
 // errStopped ends a drive as a kill would: nothing more is written.
@@ -61,7 +64,7 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	}
 	now := c.now()
 	d := &drive{
-		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm, told: map[string]string{},
+		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm, told: map[string]string{}, stuck: make(chan struct{}),
 		record: kiln.Rollout{ID: rolloutID(name, to.Number, now), Environment: name, To: to.Number, Actor: actor, StartedAt: now.UTC()},
 	}
 	if r.From != nil {
@@ -71,7 +74,7 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 		return nil, err
 	}
 	d.enter(d.state)
-	c.spawn(d.run)
+	c.drives(h, d)
 	return d, nil
 }
 
@@ -121,25 +124,44 @@ func (d *drive) steps(ctx context.Context) error {
 	}
 	var result *rollout.Result
 	for !d.state.Ended() {
-		changed := d.c.changes(d.rollout.Environment)
-		seen, err := d.see(ctx)
-		if err == nil {
-			seen.Result = result
-			next, actions := rollout.Next(d.rollout, d.state, seen, d.c.now())
-			if next.Step != d.state.Step {
-				// While the journal does not take it, what was done stays done.
-				if err = d.advance(ctx, next); err == nil {
-					result = nil
-				}
-			} else {
-				result, err = d.act(ctx, actions, changed)
+		var err error
+		if result, err = d.step(ctx, result); err != nil {
+			if err = d.survive(ctx, err); err != nil {
+				return err
 			}
-		}
-		if err = d.survive(ctx, err); err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+// step takes the present state's actions, or goes on to the next state when
+// what came of them, the result, allows it.
+func (d *drive) step(ctx context.Context, result *rollout.Result) (*rollout.Result, error) {
+	if why := d.calledOff(); why != nil {
+		return nil, d.advance(ctx, rollout.CallOff(d.state, *why, d.c.now()))
+	}
+	changed := d.c.changes(d.rollout.Environment)
+	seen, err := d.see(ctx)
+	if err != nil {
+		return result, err
+	}
+	seen.Result = result
+	next, actions := rollout.Next(d.rollout, d.state, seen, d.c.now())
+	if next.Step == d.state.Step {
+		acting, cancel := context.WithCancel(ctx)
+		defer cancel()
+		d.ceaseWith(cancel)
+		result, err = d.act(acting, actions, changed)
+		if d.calledOff() != nil {
+			return nil, ctx.Err()
+		}
+		return result, err
+	}
+	// While the journal does not take it, what was done stays done.
+	if err := d.advance(ctx, next); err != nil {
+		return result, err
+	}
+	return nil, nil
 }
 
 // survive passes on what ends a drive and waits a second after anything else.
@@ -302,6 +324,7 @@ func (d *drive) act(ctx context.Context, actions []rollout.Action, changed <-cha
 			return nil, ctx.Err()
 		}
 		if err != nil {
+			d.struggle(ctx, err)
 			return &rollout.Result{Failure: failure(err)}, nil
 		}
 	}

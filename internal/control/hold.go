@@ -14,6 +14,7 @@ type holder struct {
 	tidying     bool          // the outcome stands, or it is short: others wait for the end
 	done        chan struct{} // closed at the end
 	decided     chan struct{} // closed when tidying is set
+	drive       *drive        // the rollout that it began; nil before that and for what is none
 }
 
 // hold makes the caller the only one who changes an environment. It waits for

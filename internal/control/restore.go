@@ -52,7 +52,7 @@ func (c *Control) restore(ctx context.Context) error {
 		c.log.ErrorContext(ctx, "traffic table was not taken", "error", err)
 	}
 	for _, d := range drives {
-		c.spawn(d.run)
+		c.drives(d.holder, d)
 	}
 	c.settle(ctx)
 	return nil
@@ -97,7 +97,7 @@ func (c *Control) resume(record kiln.Rollout, releases []kiln.Release) (*drive, 
 	}
 	now := c.now()
 	h := c.newHolder(fmt.Sprintf("the rollout of release %d", record.To), record.Actor, record.StartedAt)
-	d := &drive{c: c, rollout: r, record: record, holder: h, feed: newFeed(nil), states: statesOf(r), told: map[string]string{}}
+	d := &drive{c: c, rollout: r, record: record, holder: h, feed: newFeed(nil), states: statesOf(r), told: map[string]string{}, stuck: make(chan struct{})}
 	c.mu.Lock()
 	c.environment(record.Environment).holder = h
 	c.mu.Unlock()

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/kilnproject/kiln"
 )
@@ -10,7 +11,8 @@ import (
 // Rollback gives the traffic to an earlier release: by one swap when that one
 // is parked and ready, else by starting it first. It never bakes. The release
 // that was left is condemned, and its fleets end once the requests that they
-// have in flight are answered.
+// have in flight are answered. While a rollout runs whose outcome is open, a
+// rollback that names no release calls it off instead.
 func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kiln.Progress)) (RollbackResult, error) {
 	if err := c.ready(ctx); err != nil {
 		return RollbackResult{}, err
@@ -21,6 +23,11 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 	began := c.now()
 	feed := newFeed(emit)
 	defer feed.close()
+	if r.Release == 0 {
+		if d, err := c.callOff(ctx, r.Environment, "kiln rollback", r.Actor); d != nil || err != nil {
+			return c.calledOff(d, began), err
+		}
+	}
 	h, err := c.hold(ctx, r.Environment, "kiln rollback", r.Actor, feed)
 	if err != nil {
 		return RollbackResult{}, err
@@ -42,6 +49,19 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 	err = c.watch(ctx, d)
 	out.Took = c.now().Sub(began)
 	return out, err
+}
+
+// calledOff is the result of a rollback that ended a rollout before it was
+// decided.
+func (c *Control) calledOff(d *drive, began time.Time) RollbackResult {
+	if d == nil {
+		return RollbackResult{}
+	}
+	out := RollbackResult{From: d.record.To, To: d.record.From, CalledOff: true, Took: c.now().Sub(began)}
+	if d.rollout.From != nil {
+		out.URLs = c.urls(*d.rollout.From)
+	}
+	return out
 }
 
 // target is the release that a rollback goes to.

@@ -12,6 +12,8 @@ import (
 func (c *Control) watch(ctx context.Context, d *drive) error {
 	select {
 	case <-d.holder.decided:
+	case <-d.stuck:
+		return d.failed("; it is not undone yet, and that is tried until it works; the control plane log says why it does not")
 	case <-ctx.Done():
 		return kiln.Errorf(kiln.CodeUnavailable, "kiln status "+d.rollout.Environment+" shows how far it is",
 			"the rollout of release %d goes on without you: %w", d.record.To, ctx.Err())
@@ -19,13 +21,19 @@ func (c *Control) watch(ctx context.Context, d *drive) error {
 		return kiln.Errorf(kiln.CodeUnavailable, "it goes on when the control plane is back",
 			"the control plane stops; the rollout of release %d is journalled", d.record.To)
 	}
+	return d.failed("")
+}
+
+// failed is the failure of a rollout for those who asked for it; nil when it
+// did not fail.
+func (d *drive) failed(more string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := d.state.Failure
 	if f == nil {
 		return nil
 	}
-	return &kiln.Error{Code: f.Code, Message: d.outcome(*f), Hint: f.Hint, Evidence: f.Evidence}
+	return &kiln.Error{Code: f.Code, Message: d.outcome(*f) + more, Hint: f.Hint, Evidence: f.Evidence}
 }
 
 // outcome says what a failure left.

@@ -71,11 +71,14 @@ type RollbackRequest struct {
 
 // RollbackResult is how it ended.
 type RollbackResult struct {
-	From   int           `json:"from"`
-	To     int           `json:"to"`
-	Parked bool          `json:"parked"` // it was one swap
-	Took   time.Duration `json:"took"`
-	URLs   []string      `json:"urls"`
+	From   int  `json:"from"`
+	To     int  `json:"to"`
+	Parked bool `json:"parked"` // it was one swap
+	// CalledOff means that From was still being rolled out: it never was live,
+	// and To, 0 for none, serves as before.
+	CalledOff bool          `json:"called_off,omitempty"`
+	Took      time.Duration `json:"took"`
+	URLs      []string      `json:"urls"`
 }
 
 // Status is all environments at a glance.

@@ -174,6 +174,14 @@ func (s State) Decided() bool {
 	return false
 }
 
+// Open says whether a rollout can still be called off: its outcome is not
+// decided and it is not being undone.
+func (s State) Open() bool { return !s.Decided() && s.Failure == nil }
+
+// CallOff returns the state in which an open rollout is undone for a reason
+// that is not its own.
+func CallOff(s State, why Failure, now time.Time) State { return s.fail(why, now) }
+
 // switched says whether the new release has the traffic, or is given it.
 func (s State) switched() bool {
 	switch s.Step {
