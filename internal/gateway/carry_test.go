@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -391,4 +393,53 @@ func TestStreamOutlivesTheLimitsOfItsBeginning(t *testing.T) {
 		}
 	}
 	wg.Wait()
+}
+
+func TestIPv6Clients(t *testing.T) {
+	up := upstreamOn(t, "127.0.0.1:0", http.HandlerFunc(hello))
+	r := start(t)
+	address := r.listen("::1")
+	r.table.HTTP = []string{address}
+	r.route("web.test", kiln.ProtocolHTTP, portNumber(t, up.Addr), "127.0.0.1")
+	r.set()
+	res := ask(t, address, "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+	if res.StatusCode != 200 || res.Header.Get("X-Seen-For") != "::1" {
+		t.Errorf("%s for %s", res.Status, res.Header.Get("X-Seen-For"))
+	}
+}
+
+// TestSlowReaderHoldsTheInstanceBack proves back-pressure: what nobody reads
+// is not read from the instance either.
+func TestSlowReaderHoldsTheInstanceBack(t *testing.T) {
+	var written atomic.Int64
+	_, address := simple(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b := make([]byte, 64<<10)
+		for r.Context().Err() == nil {
+			n, err := w.Write(b)
+			if err != nil {
+				return
+			}
+			written.Add(int64(n))
+		}
+	}))
+	c := dial(t, address)
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")
+	stalled := int64(-1)
+	for now := written.Load(); now != stalled || now == 0; now = written.Load() {
+		stalled = now
+		<-time.After(300 * time.Millisecond)
+	}
+	// The sockets' buffers of both connections hold it all.
+	if stalled > 64<<20 {
+		t.Errorf("%d bytes were taken for a client that reads nothing", stalled)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := io.CopyN(io.Discard, c, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.TotalAlloc - before.TotalAlloc); grown > 8<<20 {
+		t.Errorf("%d bytes were allocated to carry 32 MiB", grown)
+	}
 }

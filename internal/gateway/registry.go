@@ -59,8 +59,9 @@ func (r *registry) enter(id kiln.FleetID, endpoints []kiln.Endpoint) (*fleet, []
 func (r *registry) arrive(t kiln.Traffic) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	listed := listing(t)
 	for key, i := range r.instances {
-		if listed(t, key) {
+		if listed[key] {
 			i.arrive()
 		}
 	}
@@ -76,9 +77,9 @@ func (r *registry) arrive(t kiln.Traffic) {
 func (r *registry) depart(t kiln.Traffic, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	living := map[*fleet]bool{}
+	listed, living := listing(t), map[*fleet]bool{}
 	for key, i := range r.instances {
-		if listed(t, key) {
+		if listed[key] {
 			living[i.fleet] = true
 			continue
 		}
@@ -101,8 +102,15 @@ func (r *registry) depart(t kiln.Traffic, now time.Time) {
 	}
 }
 
-func listed(t kiln.Traffic, key instanceKey) bool {
-	return slices.Contains(t.Fleets[key.fleet], key.endpoint)
+// listing is the set of a table's instances.
+func listing(t kiln.Traffic) map[instanceKey]bool {
+	set := map[instanceKey]bool{}
+	for id, endpoints := range t.Fleets {
+		for _, e := range endpoints {
+			set[instanceKey{id, e}] = true
+		}
+	}
+	return set
 }
 
 // fold adds an instance's counts to its fleet's and forgets it.

@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -363,5 +366,27 @@ func TestAccessLogIsBoundedAndHasTheRequestsID(t *testing.T) {
 	}
 	if len(files) != logKept+1 || total > (logKept+1)*1000 {
 		t.Errorf("%d files with %d bytes", len(files), total)
+	}
+}
+
+// BenchmarkSwap is one instance joining 1,000 others.
+func BenchmarkSwap(b *testing.B) {
+	g, err := newGateway(b.Context(), b.Context(), Options{Dir: b.TempDir(), Log: slog.New(slog.DiscardHandler), Limits: testLimits()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer g.hangups.close()
+	var t kiln.Traffic
+	var endpoints []kiln.Endpoint
+	for i := range 1000 {
+		endpoints = append(endpoints, kiln.Endpoint{Instance: fmt.Sprint("web-", i), Address: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})})
+	}
+	t.Public = []kiln.PublicRoute{{Environment: "test", Protocol: kiln.ProtocolHTTP, Number: 80, Route: kiln.Route{Name: "web", Host: "web.test"}, Fleets: []kiln.Weight{{Fleet: testFleet, Percent: 100}}}}
+	for b.Loop() {
+		t.Generation++
+		t.Fleets = map[kiln.FleetID][]kiln.Endpoint{testFleet: endpoints[:999+t.Generation%2]}
+		if err := g.set(t); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

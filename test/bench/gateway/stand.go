@@ -31,6 +31,7 @@ const (
 // stand is the processes under measurement.
 type stand struct {
 	address [2]string
+	keeper  *net.UnixConn // held: its end would be the keeper's
 	stops   []func()
 }
 
@@ -163,6 +164,9 @@ func (s *stand) stop() {
 	for _, f := range s.stops {
 		f()
 	}
+	if s.keeper != nil {
+		_ = s.keeper.Close()
+	}
 }
 
 // startNginx starts nginx with as many workers as Go has threads, buffered
@@ -232,6 +236,7 @@ func (s *stand) startGateway(ctx context.Context, dir string, up netip.AddrPort)
 	if err != nil {
 		return "", err
 	}
+	s.keeper = keeper
 	if err := s.part("part-gateway", dir, controlFile, theirs); err != nil {
 		return "", err
 	}
