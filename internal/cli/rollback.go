@@ -41,6 +41,9 @@ kiln up refuses it until --again.`,
 }
 
 func (a *app) printRollback(environment string, r control.RollbackResult) error {
+	if r.CalledOff {
+		return a.printCalledOff(environment, r)
+	}
 	how := "started again"
 	if r.Parked {
 		how = "it was parked: one swap"
@@ -48,6 +51,19 @@ func (a *app) printRollback(environment string, r control.RollbackResult) error 
 	s := a.style(a.Out)
 	text := fmt.Sprintf("%s: back to release %d from %d in %s (%s)", environment, r.To, r.From, took(r.Took), how)
 	if err := a.print("%s\nrelease %d is condemned; kiln up --again would apply it\n", s.paint(bold, text), r.From); err != nil {
+		return err
+	}
+	return a.printURLs(r.URLs)
+}
+
+// printCalledOff tells of a rollback that ended a rollout before it was live.
+func (a *app) printCalledOff(environment string, r control.RollbackResult) error {
+	left := "nothing is live"
+	if r.To > 0 {
+		left = fmt.Sprintf("release %d serves as before", r.To)
+	}
+	text := fmt.Sprintf("%s: the rollout of release %d was called off in %s; %s", environment, r.From, took(r.Took), left)
+	if err := a.print("%s\n", a.style(a.Out).paint(bold, text)); err != nil {
 		return err
 	}
 	return a.printURLs(r.URLs)
