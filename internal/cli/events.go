@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -45,5 +46,9 @@ func (a *app) printEvent(e kiln.Event) error {
 	if e.Actor != "" {
 		by = " (by " + s.safe(e.Actor) + ")"
 	}
-	return a.print("%s  %-10s  %-18s  %s: %s%s\n", s.paint(dim, at), s.safe(e.Environment), s.safe(e.Kind), s.safe(e.Subject), s.safe(e.Message), by)
+	message := s.safe(e.Message)
+	if !strings.Contains(e.Message, e.Subject) {
+		message = s.safe(e.Subject) + ": " + message
+	}
+	return a.print("%s  %-10s  %-18s  %s%s\n", s.paint(dim, at), s.safe(e.Environment), s.safe(e.Kind), message, by)
 }
