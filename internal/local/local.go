@@ -137,7 +137,7 @@ type Engine struct {
 	instances    map[string]*instance // living and dying, by ID
 	table        kiln.RouteTable
 	prepared     map[kiln.FleetID]*prepared
-	public       bool   // some table had an HTTP route: who asks for one that is gone is told so
+	public       bool   // HTTP was open once: who asks for a route that is gone is told so
 	generation   uint64 // of the last table
 	reserved     uint64 // generations up to here are recorded as used
 	listeners    []string

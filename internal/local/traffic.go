@@ -164,6 +164,9 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 		}
 	}
 	e.listeners = want
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.public = e.public || len(t.HTTP) > 0
 	return nil
 }
 
@@ -178,7 +181,7 @@ func (e *Engine) nextTraffic() kiln.Traffic {
 		if r.Protocol == kiln.ProtocolTCP {
 			continue
 		}
-		e.public = true
+		t.HTTP = e.Listen.HTTP
 		if r.Route.TLS.Mode != "" && r.Route.TLS.Mode != "off" {
 			t.HTTPS = e.Listen.HTTPS
 		}
