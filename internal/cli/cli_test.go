@@ -327,6 +327,10 @@ func TestInterruptionSaysWhatGoesOn(t *testing.T) {
 	if err := a.ended(context.Canceled, p, "the rollout"); err.Error() != "the rollout goes on without this command" || exitCode(err) != ExitInterrupted {
 		t.Error(err)
 	}
+	_, _, errs := testApp()
+	if Explain(errs, a.ended(context.Canceled, p, "the rollout")) != ExitInterrupted || !strings.HasPrefix(errs.String(), "error: the rollout goes on without this command\nhint: kiln status") {
+		t.Errorf("%s", errs)
+	}
 	failed := errors.New("failed")
 	if err := a.ended(failed, p, "the rollout"); !errors.Is(err, failed) {
 		t.Error(err)

@@ -16,11 +16,7 @@ func (a *app) printError(err error) {
 	s := a.style(a.Err)
 	var shown *kiln.Error
 	if !errors.As(err, &shown) {
-		if errors.Is(err, context.Canceled) {
-			shown = &kiln.Error{Message: "interrupted"}
-		} else {
-			shown = &kiln.Error{Message: err.Error()}
-		}
+		shown = plainError(err)
 	}
 	a.printDiagnostics(shown.Diagnostics)
 	message := shown.Message
@@ -33,6 +29,19 @@ func (a *app) printError(err error) {
 	}
 	if shown.Hint != "" {
 		a.say("%s %s", s.paint(cyan+";"+bold, "hint:"), indentRest(s.lines(shown.Hint)))
+	}
+}
+
+// plainError is what is shown of an error without a code.
+func plainError(err error) *kiln.Error {
+	var stopped *interruption
+	switch {
+	case errors.As(err, &stopped):
+		return &kiln.Error{Message: stopped.message, Hint: stopped.hint}
+	case errors.Is(err, context.Canceled):
+		return &kiln.Error{Message: "interrupted"}
+	default:
+		return &kiln.Error{Message: err.Error()}
 	}
 }
 
