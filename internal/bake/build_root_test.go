@@ -310,6 +310,7 @@ func TestSweepAfterKill(t *testing.T) {
 	}
 	_ = cmd.Wait() // killed
 	tag := kiln.DigestOf([]byte(filepath.Join(dir, "bake"))).Hex()[:6]
+	checkLimit(t, tag)
 	if left := leftovers(t, dir, tag); left == "" {
 		t.Fatal("the kill left nothing: the test tests nothing")
 	}
@@ -318,6 +319,17 @@ func TestSweepAfterKill(t *testing.T) {
 		t.Fatalf("after the sweep there is still:\n%s", left)
 	}
 	s.mustBake(s.request(map[string]string{"web/Dockerfile": "FROM base\nRUN true\n"}))
+}
+
+// checkLimit looks for the bound on processes, where the machine counts them.
+func checkLimit(t *testing.T, tag string) {
+	t.Helper()
+	for _, group := range []string{"/sys/fs/cgroup/pids/kiln-bake-" + tag, "/sys/fs/cgroup/kiln-bake-" + tag} {
+		b, err := os.ReadFile(filepath.Join(group, "pids.max"))
+		if err == nil && strings.TrimSpace(string(b)) != "16384" {
+			t.Errorf("%s: pids.max is %s", group, b)
+		}
+	}
 }
 
 func child(t *testing.T, dir string) {

@@ -77,6 +77,9 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	redirectLog(o.Log)
+	if err := limitProcesses(o.CgroupParent); err != nil {
+		return nil, err
+	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e.close = append(e.close, func() error { cancel(); return nil })
 	w, err := newWorker(life, o)
