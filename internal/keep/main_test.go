@@ -170,6 +170,12 @@ func newRig(t *testing.T, gateway bool) *rig {
 	}
 	r.start()
 	t.Cleanup(r.cleanup)
+	if gateway {
+		waitUntil(t, func() bool {
+			info, err := r.Ping(t.Context())
+			return err == nil && info.GatewayPID > 0
+		})
+	}
 	return r
 }
 
@@ -204,7 +210,7 @@ func (r *rig) cleanup() {
 		return
 	}
 	for _, p := range all {
-		if p.Exit == nil {
+		if p.Exit == nil && p.PID > 0 {
 			_ = unix.Kill(p.PID, unix.SIGKILL)
 		}
 	}

@@ -61,16 +61,16 @@ func pause(ctx context.Context, d time.Duration) {
 // client serves one connection. The call's context ends when the client goes.
 func (k *keeper) client(ctx context.Context, conn *net.UnixConn) {
 	defer func() { _ = conn.Close() }()
+	_ = conn.SetReadDeadline(time.Now().Add(clientLimit))
+	in := bufio.NewReaderSize(conn, 4<<10)
+	var req request // read before anything is refused, so that the refusal arrives
+	if err := readLine(in, maxRequest, &req); err != nil {
+		k.reply(conn, response{Error: kiln.Errorf(kiln.CodeInvalid, "", "read the request: %w", err)})
+		return
+	}
 	if err := allowed(conn); err != nil {
 		k.log.Warn("client was refused", "error", err)
 		k.reply(conn, response{Error: toError(err)})
-		return
-	}
-	_ = conn.SetReadDeadline(time.Now().Add(clientLimit))
-	in := bufio.NewReaderSize(conn, 4<<10)
-	var req request
-	if err := readLine(in, maxRequest, &req); err != nil {
-		k.reply(conn, response{Error: kiln.Errorf(kiln.CodeInvalid, "", "read the request: %w", err)})
 		return
 	}
 	if req.Version != protocol {
