@@ -3,6 +3,8 @@ package cli
 import (
 	"bufio"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -51,10 +53,12 @@ func (a *app) confirm(yes bool, question string) error {
 	if yes {
 		return nil
 	}
-	if _, ok := terminal(a.Err); !ok || !a.interactive() {
+	tty, err := screen()
+	if err != nil || !a.interactive() {
 		return kiln.Errorf(kiln.CodeRefused, "add --yes", "this asks for a confirmation, and there is no terminal to ask on")
 	}
-	_, _ = fmt.Fprintf(a.Err, "%s [y/N] ", question)
+	defer func() { _ = tty.Close() }()
+	_, _ = fmt.Fprintf(tty, "%s [y/N] ", question)
 	answer, err := bufio.NewReader(a.In).ReadString('\n')
 	if err != nil && answer == "" {
 		return kiln.Errorf(kiln.CodeRefused, "add --yes", "no answer: %w", err)
@@ -64,3 +68,6 @@ func (a *app) confirm(yes bool, question string) error {
 	}
 	return nil
 }
+
+// screen is the terminal of this process, wherever its streams go.
+func screen() (io.WriteCloser, error) { return os.OpenFile("/dev/tty", os.O_WRONLY, 0) }
