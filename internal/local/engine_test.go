@@ -128,6 +128,16 @@ func TestKilledInstanceIsReplacedAtOnce(t *testing.T) {
 	}
 }
 
+func TestNobodyAnswersForTheDead(t *testing.T) {
+	b := newBed(t)
+	i := b.ready(web(1)).Fleets[0].Instances[0]
+	b.apply()
+	b.wait("the end", func(kiln.Observation) bool { return b.empty("test") })
+	b.wait("its network to go", func(kiln.Observation) bool {
+		return strings.Contains(get(t, i, "/healthz"), "no route to host")
+	})
+}
+
 func TestCrashLoopSlowsDown(t *testing.T) {
 	b := newBed(t)
 	f := web(1, func(t *kiln.Template) { t.Config.Command = []string{"exit", "5"} })

@@ -90,6 +90,7 @@ func (e *Engine) Apply(_ context.Context, name string, fleets []kiln.Fleet, reas
 	e.mu.Lock()
 	env := e.environment(name)
 	env.desire(d)
+	e.forgetPrepared(name)
 	e.mu.Unlock()
 	e.names.stir()
 	e.filter.mark()
@@ -233,6 +234,7 @@ func (e *Engine) closeEnvironment(env *environment) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e.Log.Warn("forget environment", "environment", env.name, "error", err)
 	}
+	e.forgetPrepared(env.name)
 	base := e.plan.Environments[env.name].UIDBase
 	e.plan.Close(env.name)
 	if err := e.savePlan(); err != nil {

@@ -155,7 +155,7 @@ func (b *bed) empty(environment string) bool {
 // leftovers lists what the machine still has of a tag.
 func leftovers(tag string) []string {
 	var out []string
-	for _, command := range [][]string{{"ip", "-o", "link"}, {"nft", "list", "tables"}, {"cat", "/proc/self/mountinfo"}} {
+	for _, command := range [][]string{{"ip", "-o", "link"}, {"nft", "list", "tables"}, {"ip", "-4", "-o", "address"}, {"cat", "/proc/self/mountinfo"}} {
 		b, _ := exec.Command(command[0], command[1:]...).Output()
 		for line := range strings.Lines(string(b)) {
 			if strings.Contains(line, tag) && !strings.Contains(line, "k"+tag+"-") {

@@ -185,14 +185,25 @@ func (e *Engine) live(ctx context.Context, in *instance) {
 	case errors.Is(err, errEnded):
 		e.bury(ctx, in, in.cause)
 	default:
-		cause := kiln.Cause{Kind: kiln.CauseStartFailed, Detail: err.Error(), LastLog: e.lastLog(in)}
-		e.Log.Warn("instance did not start", "instance", in.ID, "error", err)
-		e.mu.Lock()
-		in.ended, in.cause = true, cause
-		e.lose(in, cause)
-		e.mu.Unlock()
-		e.bury(ctx, in, cause)
+		e.bury(ctx, in, e.startFailed(in, err))
 	}
+}
+
+// startFailed counts a failed start, unless its end had been asked for, and
+// returns the cause of death.
+func (e *Engine) startFailed(in *instance, err error) kiln.Cause {
+	e.Log.Warn("instance did not start", "instance", in.ID, "error", err)
+	cause := kiln.Cause{Kind: kiln.CauseStartFailed, Detail: err.Error(), LastLog: e.lastLog(in)}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	// What it was made from may have gone; the next one makes it anew.
+	delete(e.prepared, in.Fleet)
+	if in.ended {
+		return in.cause
+	}
+	in.ended, in.cause = true, cause
+	e.lose(in, cause)
+	return cause
 }
 
 // tend looks after an instance that runs until nothing is left of it, or ctx

@@ -47,12 +47,21 @@ func (e *Engine) openPlan() error {
 	if err != nil {
 		return err
 	}
-	taken, err := netns.Taken(e.linkPrefix(), e.shelfName())
+	taken, err := netns.Taken(e.linkPrefix(), e.shelfName(), plan.Subnet)
 	if err != nil {
 		return err
 	}
 	conflict := slices.ContainsFunc(taken, func(p netip.Prefix) bool { return known && plan.Subnet.Overlaps(p) })
-	if known && !conflict {
+	living, err := os.ReadDir(e.paths.instances)
+	if err != nil {
+		return err
+	}
+	if conflict && len(living) > 0 {
+		// Instances keep their addresses; routes to them are more specific
+		// than the one that came later.
+		e.Log.Warn("a route of the host overlaps with the instances' subnet", "subnet", plan.Subnet)
+	}
+	if known && (!conflict || len(living) > 0) {
 		plan.Init()
 		e.plan = &plan
 	} else if err := e.choosePlan(taken, plan.Environments); err != nil {
@@ -61,10 +70,13 @@ func (e *Engine) openPlan() error {
 	if err := e.listenAttempts(); err != nil {
 		return err
 	}
-	// The source address is on the host before the lock is given up, so that
+	// Address and fence are on the host before the lock is given up, so that
 	// the next engine sees this subnet as taken.
 	e.shelf = netns.OpenShelf(e.shelfName())
 	if err := e.shelf.Set(e.virtuals()); err != nil {
+		return err
+	}
+	if err := netns.Fence(e.plan.Subnet); err != nil {
 		return err
 	}
 	return e.savePlan()
@@ -212,7 +224,7 @@ func (e *Engine) clear(ctx context.Context) error {
 		e.roots.collect(base, nil, e.Log)
 	}
 	_, swept := netns.Sweep(e.linkPrefix(), nil)
-	errs := []error{nft.Remove(e.tableName()), swept, e.shelf.Remove(), e.groups.RemoveAll(ctx), e.tap.Close()}
+	errs := []error{nft.Remove(e.tableName()), swept, e.shelf.Remove(), netns.Unfence(e.plan.Subnet), e.groups.RemoveAll(ctx), e.tap.Close()}
 	if err := os.Remove(e.RunDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -210,8 +211,8 @@ func (r *roots) bases() []uint32 {
 	return out
 }
 
-// rootsInUse are the roots that instances or desired fleets of an environment
-// need. e.mu is held.
+// rootsInUse are the roots that instances of an environment have or may get.
+// e.mu is held.
 func (e *Engine) rootsInUse(environment string) (base uint32, used map[string]bool) {
 	used = map[string]bool{}
 	if share, ok := e.plan.Environments[environment]; ok {
@@ -222,13 +223,8 @@ func (e *Engine) rootsInUse(environment string) (base uint32, used map[string]bo
 			used[in.root] = true
 		}
 	}
-	env, ok := e.environments[environment]
-	if !ok {
-		return base, used
-	}
-	for id, f := range env.fleets {
-		p, ok := e.prepared[id]
-		if !f.desired || !ok {
+	for id, p := range e.prepared {
+		if !strings.HasPrefix(string(id), environment+"/") {
 			continue
 		}
 		select {
@@ -239,4 +235,22 @@ func (e *Engine) rootsInUse(environment string) (base uint32, used map[string]bo
 		}
 	}
 	return base, used
+}
+
+// forgetPrepared drops what was prepared for an environment and is neither
+// desired nor there. e.mu is held.
+func (e *Engine) forgetPrepared(environment string) {
+	living := map[kiln.FleetID]bool{}
+	for _, in := range e.instances {
+		living[in.Fleet] = true
+	}
+	env := e.environments[environment]
+	for id := range e.prepared {
+		if !strings.HasPrefix(string(id), environment+"/") || living[id] {
+			continue
+		}
+		if f, ok := env.fleets[id]; !ok || !f.desired {
+			delete(e.prepared, id)
+		}
+	}
 }

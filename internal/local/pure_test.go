@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -18,9 +19,20 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
+// TestMain looks for goroutines that outlive their owner, and gives the tests
+// a folder for programs, which the gateway's user must be able to enter.
 func TestMain(m *testing.M) {
-	// The test keeper waits for processes that a killed test may leave.
-	goleak.VerifyTestMain(m)
+	dir, err := os.MkdirTemp("", "kiln-local-bin-")
+	if err == nil {
+		err = errors.Join(os.Chmod(dir, 0o755), os.Setenv("KILN_TEST_BIN", dir))
+	}
+	if err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
 
 func TestConverge(t *testing.T) {

@@ -2,6 +2,7 @@ package local_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -34,19 +35,12 @@ type processes struct {
 	command *exec.Cmd
 }
 
-var buildKiln = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kiln-bin-")
+// buildProcesses builds the keeper and the gateway, once.
+var buildProcesses = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(os.Getenv("KILN_TEST_BIN"), "processes")
+	out, err := exec.Command("go", "build", "-o", path, "./testdata/processes").CombinedOutput()
 	if err != nil {
-		return "", err
-	}
-	// The gateway runs it as another user.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "kiln")
-	out, err := exec.Command("go", "build", "-o", path, "../../cmd/kiln").CombinedOutput()
-	if err != nil {
-		return "", &os.PathError{Op: string(out), Path: path, Err: err}
+		return "", fmt.Errorf("%w: %s", err, out)
 	}
 	return path, nil
 })
@@ -55,7 +49,7 @@ var buildKiln = sync.OnceValues(func() (string, error) {
 func newRealBed(t testing.TB) *bed {
 	t.Helper()
 	root(t)
-	program, err := buildKiln()
+	program, err := buildProcesses()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +64,7 @@ func newRealBed(t testing.TB) *bed {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(program, "keep", "--data", dir)
+	cmd := exec.Command(program, "keep", dir)
 	if testing.Verbose() {
 		cmd.Stderr = t.Output()
 	}
@@ -182,10 +176,11 @@ func TestRestartUnderTraffic(t *testing.T) {
 	for range 2 {
 		load.Go(func() {
 			for ctx.Err() == nil {
-				status, _, err := b.real.get(context.Background(), "shop.test", "/healthz")
+				status, body, err := b.real.get(context.Background(), "shop.test", "/healthz")
 				sent.Add(1)
 				if err != nil || status != http.StatusOK {
 					failed.Add(1)
+					t.Logf("at %v: status %d: %s %v", time.Now(), status, body, err)
 				}
 			}
 		})
@@ -221,5 +216,8 @@ func (p *processes) get(ctx context.Context, host, path string) (int, string, er
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		body = append(body, fmt.Sprint(resp.Header)...)
+	}
 	return resp.StatusCode, string(body), err
 }

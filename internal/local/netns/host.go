@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -98,10 +99,35 @@ func Exists(name string) bool {
 	return err == nil
 }
 
+// Fence makes the host answer for every address of the subnet that no instance
+// has: a connection to one that just died must fail, not leave the machine by
+// the default route, where a stranger might answer.
+func Fence(subnet netip.Prefix) error {
+	if err := netlink.RouteReplace(fence(subnet)); err != nil {
+		return fmt.Errorf("fence %s: %w", subnet, err)
+	}
+	return nil
+}
+
+// Unfence takes the fence away, if there is one.
+func Unfence(subnet netip.Prefix) error {
+	if err := netlink.RouteDel(fence(subnet)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("take the fence from %s: %w", subnet, err)
+	}
+	return nil
+}
+
+func fence(subnet netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		Type: unix.RTN_UNREACHABLE, Table: unix.RT_TABLE_MAIN,
+		Dst: &net.IPNet{IP: subnet.Addr().AsSlice(), Mask: net.CIDRMask(subnet.Bits(), 32)},
+	}
+}
+
 // Taken returns the IPv4 prefixes that the host's addresses and routes use,
-// without default routes, without what links with the given prefix hold, and
-// without the shelf of the given name.
-func Taken(links, shelf string) ([]netip.Prefix, error) {
+// without default routes, without what links with the given prefix hold,
+// without the shelf of the given name, and without the fence of the subnet.
+func Taken(links, shelf string, fenced netip.Prefix) ([]netip.Prefix, error) {
 	list, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -129,7 +155,8 @@ func Taken(links, shelf string) ([]netip.Prefix, error) {
 		if r.Dst == nil || ours[r.LinkIndex] {
 			continue
 		}
-		if p, ok := prefix(r.Dst.IP.To4(), r.Dst.Mask); ok && p.Bits() > 0 && !own[p] {
+		p, ok := prefix(r.Dst.IP.To4(), r.Dst.Mask)
+		if ok && p.Bits() > 0 && !own[p] && (r.Type != unix.RTN_UNREACHABLE || p != fenced) {
 			out = append(out, p)
 		}
 	}

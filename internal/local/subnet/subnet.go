@@ -67,19 +67,20 @@ func (p *Plan) Init() {
 	}
 }
 
-// Choose returns a free /16 of 10.64.0.0/10, beginning where the seed says;
-// none when all overlap with what is taken.
+// Choose returns a free private /16: of 10.64.0.0/10, beginning where the seed
+// says, else of 100.64.0.0/10, else of 172.16.0.0/12.
 func Choose(seed uint32, taken []netip.Prefix) (netip.Prefix, error) {
-	const candidates = 64
-	for i := range uint32(candidates) {
-		octet := byte(64 + (seed+i)%candidates)
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, octet, 0, 0}), 16)
-		if !slices.ContainsFunc(taken, p.Overlaps) {
-			return p, nil
+	for _, r := range []struct{ first, second, count byte }{{10, 64, 64}, {100, 64, 64}, {172, 16, 16}} {
+		for i := range uint32(r.count) {
+			octet := r.second + byte((seed+i)%uint32(r.count))
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{r.first, octet, 0, 0}), 16)
+			if !slices.ContainsFunc(taken, p.Overlaps) {
+				return p, nil
+			}
 		}
 	}
 	return netip.Prefix{}, kiln.Errorf(kiln.CodeNoRoom, "free a /16 of 10.64.0.0/10 on this host",
-		"every /16 of 10.64.0.0/10 overlaps with a route of this host")
+		"every private /16 overlaps with a route of this host")
 }
 
 // Source is the address that the host's own connections to instances come

@@ -15,7 +15,12 @@ func TestChooseAvoidsWhatIsTaken(t *testing.T) {
 	if err != nil || got != netip.MustParsePrefix("10.66.0.0/16") {
 		t.Errorf("%v %v", got, err)
 	}
-	if _, err := subnet.Choose(7, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}); err == nil {
+	wide := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	if got, err := subnet.Choose(0, wide); err != nil || got != netip.MustParsePrefix("100.64.0.0/16") {
+		t.Errorf("beside a wide route: %v %v", got, err)
+	}
+	wide = append(wide, netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("172.0.0.0/8"))
+	if _, err := subnet.Choose(7, wide); err == nil {
 		t.Error("found room where there is none")
 	}
 }
