@@ -288,6 +288,8 @@ func (w *writer) hooks() {
 	}
 	input := base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	w.rule(input, fromLinks(w.rules.Links), verdict(expr.VerdictGoto, "instances"))
+	// A neighbour of this host could route to the virtual addresses.
+	w.rule(input, notFromLoopback(), to(w.rules.Subnet), verdict(expr.VerdictDrop, ""))
 
 	forward := base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	w.rule(forward, fromLinks(w.rules.Links), verdict(expr.VerdictGoto, "instances"))
