@@ -33,9 +33,15 @@ var _ fsutil.FS = (*folder)(nil)
 // maxControlFile bounds a Dockerfile or ignore file, in bytes.
 const maxControlFile = 1 << 20
 
-// newFolder cuts the context root out of a tree.
+// newFolder cuts the context root out of a tree. The definition itself is not
+// part of a context: a new count or a written lock must not bake anew what it
+// does not change.
 func newFolder(store Store, tree kiln.Tree, root string) (*folder, error) {
 	root = path.Clean(root)
+	definition := func(string) bool { return false }
+	if root == "." {
+		definition = isDefinition
+	}
 	if root != "." && !fs.ValidPath(root) {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "A context is a folder below the definition's.", "context %q leaves the tree", root)
 	}
@@ -49,7 +55,7 @@ func newFolder(store Store, tree kiln.Tree, root string) (*folder, error) {
 		if root != "." {
 			rel, ok = strings.CutPrefix(e.Path, root+"/")
 		}
-		if !ok || rel == "" || rel == "." {
+		if !ok || rel == "" || rel == "." || definition(rel) {
 			continue
 		}
 		if !fs.ValidPath(rel) {
@@ -68,6 +74,11 @@ func newFolder(store Store, tree kiln.Tree, root string) (*folder, error) {
 		f.byPath[e.Path] = i
 	}
 	return f, nil
+}
+
+// isDefinition says whether a file beside the definition belongs to it.
+func isDefinition(name string) bool {
+	return name == "kiln.lock" || (path.Ext(name) == ".hcl" && !strings.Contains(name, "/"))
 }
 
 // comparePaths orders paths as a walk meets them: a folder's content comes

@@ -128,6 +128,7 @@ func (b Build) options() (client.SolveOpt, error) {
 				"tar":               "false",
 				"name":              exportKey,
 				"oci-mediatypes":    "true",
+				"compression":       "uncompressed", // what is sealed here is read more often than it is stored
 				"rewrite-timestamp": "true",
 				"source-date-epoch": strconv.FormatInt(b.Epoch, 10),
 			},

@@ -3,8 +3,6 @@ package debian
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,7 +16,6 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -51,12 +48,12 @@ func (b *Builder) Build(ctx context.Context, d kiln.Debian, lock kiln.LockedDebi
 	start := time.Now()
 	step := fmt.Sprintf("install %d packages", len(lock.Packages))
 	say := func(line string) { progress(kiln.Progress{Step: step, Message: line}) }
-	layer, diffID, size, err := b.install(ctx, w, d, lock, say)
+	layer, size, err := b.install(ctx, w, d, lock, say)
 	if err != nil {
 		return "", err
 	}
 	progress(kiln.Progress{Step: step, Done: true, Took: time.Since(start)})
-	return b.describe(ctx, d, lock, layer, diffID, size)
+	return b.describe(ctx, d, lock, layer, size)
 }
 
 // repository lays the packages out as an archive that apt reads from the
@@ -101,23 +98,20 @@ func (b *Builder) copyBlob(d kiln.Digest, to string) error {
 }
 
 // install runs mmdebstrap and streams the root through the filter into the
-// store.
-func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln.LockedDebian, say func(string)) (layer, diffID kiln.Digest, size int64, err error) {
+// store. The layer is not compressed, so its digest is its diff ID too.
+func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln.LockedDebian, say func(string)) (layer kiln.Digest, size int64, err error) {
 	if err := os.Mkdir(filepath.Join(w.dir, "tmp"), 0o700); err != nil {
-		return "", "", 0, fmt.Errorf("install packages: %w", err)
+		return "", 0, fmt.Errorf("install packages: %w", err)
 	}
 	if err := os.Chmod(filepath.Join(w.dir, "tmp"), 0o1777|os.ModeSticky); err != nil {
-		return "", "", 0, fmt.Errorf("install packages: %w", err)
+		return "", 0, fmt.Errorf("install packages: %w", err)
 	}
 	tarR, tarW := io.Pipe()
 	layerR, layerW := io.Pipe()
-	diff := sha256.New()
 	filtered := make(chan error, 1)
 	go func() {
-		err := compress(layerW, diff, func(out io.Writer) error {
-			f := filter{epoch: time.Unix(b.opts.Epoch, 0).UTC(), keepApt: d.Apt, extra: aptSources(d, lock)}
-			return f.copy(out, tarR)
-		})
+		f := filter{epoch: time.Unix(b.opts.Epoch, 0).UTC(), keepApt: d.Apt, extra: aptSources(d, lock)}
+		err := f.copy(layerW, tarR)
 		_ = layerW.CloseWithError(err)
 		_ = tarR.CloseWithError(err)
 		filtered <- err
@@ -132,22 +126,12 @@ func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln
 	_ = layerR.CloseWithError(putErr)
 	runErr, filterErr := <-ran, <-filtered
 	if runErr != nil {
-		return "", "", 0, runErr
+		return "", 0, runErr
 	}
 	if err := errors.Join(filterErr, putErr); err != nil {
-		return "", "", 0, fmt.Errorf("keep the installed packages: %w", err)
+		return "", 0, fmt.Errorf("keep the installed packages: %w", err)
 	}
-	return layer, kiln.Digest("sha256:" + hex.EncodeToString(diff.Sum(nil))), size, nil
-}
-
-// compress writes what fill writes, compressed, to out, and the plain bytes
-// to sum. One encoder thread: the output must not depend on the machine.
-func compress(out, sum io.Writer, fill func(io.Writer) error) error {
-	z, err := zstd.NewWriter(out, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(8<<20))
-	if err != nil {
-		return err
-	}
-	return errors.Join(fill(io.MultiWriter(z, sum)), z.Close())
+	return layer, size, nil
 }
 
 func (b *Builder) bootstrapEnv(packages []kiln.LockedPackage) []string {
@@ -230,7 +214,7 @@ func aptSources(d kiln.Debian, lock kiln.LockedDebian) map[string]string {
 }
 
 // describe writes the image's config and manifest.
-func (b *Builder) describe(ctx context.Context, d kiln.Debian, lock kiln.LockedDebian, layer, diffID kiln.Digest, size int64) (kiln.Digest, error) {
+func (b *Builder) describe(ctx context.Context, d kiln.Debian, lock kiln.LockedDebian, layer kiln.Digest, size int64) (kiln.Digest, error) {
 	created := time.Unix(b.opts.Epoch, 0).UTC()
 	os, arch, _ := strings.Cut(lock.Platform, "/")
 	arch, variant, _ := strings.Cut(arch, "/")
@@ -241,7 +225,7 @@ func (b *Builder) describe(ctx context.Context, d kiln.Debian, lock kiln.LockedD
 			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 			Cmd: []string{"/bin/sh"},
 		},
-		RootFS:  ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.Digest(diffID)}},
+		RootFS:  ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.Digest(layer)}},
 		History: []ocispec.History{{Created: &created, CreatedBy: "kiln debian " + d.Suite}},
 	})
 	if err != nil {
@@ -251,7 +235,7 @@ func (b *Builder) describe(ctx context.Context, d kiln.Debian, lock kiln.LockedD
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    config,
-		Layers:    []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.Digest(layer), Size: size}},
+		Layers:    []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.Digest(layer), Size: size}},
 	})
 	return kiln.Digest(manifest.Digest), err
 }
