@@ -12,7 +12,7 @@ import (
 )
 
 // version is set by the linker: -X main.version=...
-var version = "dev" //nolint:gochecknoglobals // the linker sets it
+var version = "dev"
 
 func main() { os.Exit(run()) }
 

@@ -34,7 +34,7 @@ type keeper struct {
 // answer.
 func (k *keeper) dial(ctx context.Context) (*keep.Client, error) {
 	socket := filepath.Join(k.data, "run", "keep.sock")
-	client, err := keep.Dial(socket)
+	client, err := keep.Dial(socket) //nolint:contextcheck // it bounds itself
 	if err == nil {
 		return client, nil
 	}
@@ -84,7 +84,7 @@ func (k *keeper) await(ctx context.Context, socket string, exited <-chan error) 
 	tick := time.NewTicker(keeperPoll)
 	defer tick.Stop()
 	for {
-		client, err := keep.Dial(socket)
+		client, err := keep.Dial(socket) //nolint:contextcheck // it bounds itself
 		if err == nil {
 			return client, nil
 		}

@@ -22,7 +22,7 @@ import (
 )
 
 // version is set by the linker: -X main.version=...
-var version = "dev" //nolint:gochecknoglobals // the linker sets it
+var version = "dev"
 
 func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 

@@ -112,7 +112,7 @@ func (p *plane) openLedger(ctx context.Context) (err error) {
 }
 
 func (p *plane) openStore(context.Context) (err error) {
-	p.store, err = store.Open(p.dir("store"))
+	p.store, err = store.Open(p.dir("store")) //nolint:contextcheck // a look at small local files
 	return err
 }
 

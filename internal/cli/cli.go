@@ -50,7 +50,7 @@ type app struct {
 // Run runs one command and returns the process's exit code.
 func Run(ctx context.Context, options Options) int {
 	a := &app{Options: options, now: time.Now}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // each command gets ctx from cobra
 	root.SetArgs(options.Args)
 	command, err := root.ExecuteContextC(ctx)
 	if err == nil {

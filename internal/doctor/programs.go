@@ -18,13 +18,17 @@ func needs() []installed {
 	return []installed{
 		{"git", []string{"git"}, "git", Warn, "releases do not know their commit, and environments that follow a branch are refused"},
 		{
-			"init", []string{"catatonit", "/usr/libexec/podman/catatonit", "tini-static", "tini"}, "catatonit",
+			"init",
+			[]string{"catatonit", "/usr/libexec/podman/catatonit", "tini-static", "tini"},
+			"catatonit",
 			Blocks, "instances have no init that reaps and forwards signals",
 		},
 		{"mmdebstrap", []string{"mmdebstrap"}, "mmdebstrap", Warn, "debian images cannot be baked"},
 		{"uidmap", []string{"newuidmap"}, "uidmap", Warn, "debian images cannot be baked"},
 		{
-			"Debian's keys", []string{"/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"}, "debian-archive-keyring",
+			"Debian's keys",
+			[]string{"/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"},
+			"debian-archive-keyring",
 			Warn, "debian images cannot be baked: signatures cannot be checked",
 		},
 	}

@@ -150,7 +150,7 @@ func operate[T any](ctx context.Context, c *Client, path string, request any, pr
 	if err != nil {
 		return result, err
 	}
-	response, err := c.send(ctx, http.MethodPost, path, nil, typeJSON, bytes.NewReader(body))
+	response, err := c.send(ctx, http.MethodPost, path, nil, typeJSON, bytes.NewReader(body)) //nolint:bodyclose // frames closes it
 	if err != nil {
 		return result, err
 	}
@@ -167,7 +167,7 @@ func operate[T any](ctx context.Context, c *Client, path string, request any, pr
 }
 
 func (c *Client) follow(ctx context.Context, path string, query url.Values, each func(Frame) error) error {
-	response, err := c.send(ctx, http.MethodGet, path, query, "", nil)
+	response, err := c.send(ctx, http.MethodGet, path, query, "", nil) //nolint:bodyclose // frames closes it
 	if err != nil {
 		return err
 	}

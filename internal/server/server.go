@@ -41,7 +41,7 @@ func New(options Options) http.Handler {
 	options.Limits = options.Limits.withDefaults()
 	a := &api{Options: options}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/version", a.answer(func(r *http.Request) (any, error) { return a.Version, nil }))
+	mux.HandleFunc("GET /v1/version", a.answer(func(*http.Request) (any, error) { return a.Version, nil }))
 	mux.HandleFunc("GET /v1/status", a.answer(a.status))
 	mux.HandleFunc("GET /v1/instances", a.answer(a.instances))
 	mux.HandleFunc("GET /v1/releases", a.answer(a.releases))
@@ -90,7 +90,7 @@ func (a *api) enter(next http.Handler) http.Handler {
 }
 
 // callOf is for handlers behind enter.
-func callOf(r *http.Request) call { return r.Context().Value(callKey{}).(call) } //nolint:forcetypeassert,errcheck // enter sets it
+func callOf(r *http.Request) call { return r.Context().Value(callKey{}).(call) }
 
 func actorOf(r *http.Request) string { return callOf(r).actor }
 
