@@ -40,10 +40,18 @@ func TestFlagsAndTheirDefaults(t *testing.T) {
 
 func TestWrongFlagsAreInvalid(t *testing.T) {
 	for _, args := range [][]string{
-		{"--http", "8080"}, {"--http", "localhost:80"}, {"--http", ":0"}, {"--http", ":70000"},
+		{"--http", "8080"},
+		{"--http", "localhost:80"},
+		{"--http", ":0"},
+		{"--http", ":70000"},
 		{"--https", "1.2.3.4"},
-		{"--storage-max", "forty"}, {"--storage-max", "-1"}, {"--storage-max", "9999999TiB"},
-		{"--log-level", "loud"}, {"--data", "/" + strings.Repeat("x", 100)}, {"run"}, {"--nope"},
+		{"--storage-max", "forty"},
+		{"--storage-max", "-1"},
+		{"--storage-max", "9999999TiB"},
+		{"--log-level", "loud"},
+		{"--data", "/" + strings.Repeat("x", 100)},
+		{"run"},
+		{"--nope"},
 	} {
 		var speech bytes.Buffer
 		if code := run(args, &speech); code != cli.ExitInvalid || !strings.HasPrefix(speech.String(), "error: ") || !strings.Contains(speech.String(), "hint: ") {
