@@ -86,7 +86,9 @@ func (s *Sealer) Unmount(_ context.Context, key Key) error {
 	return s.unmount(key)
 }
 
-// UnmountAll unmounts every seal of the folder, for when nothing runs any more.
+// UnmountAll unmounts every seal of the folder, for when nothing runs any more,
+// and lets go of the files: whoever owns the folder may remove it now. The next
+// Root of one verifies and protects it again.
 func (s *Sealer) UnmountAll(ctx context.Context) error {
 	keys, err := s.keys()
 	if err != nil {
@@ -94,7 +96,13 @@ func (s *Sealer) UnmountAll(ctx context.Context) error {
 	}
 	var errs []error
 	for _, key := range keys {
-		errs = append(errs, s.Unmount(ctx, key))
+		if err := s.Unmount(ctx, key); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := unprotect(s.imagePath(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("let go of seal: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -98,6 +98,60 @@ func TestChangedFileIsSealedAgain(t *testing.T) {
 	}
 }
 
+func TestUnmountAllLetsGoOfTheFiles(t *testing.T) {
+	needRoot(t)
+	dir, store := t.TempDir(), folder(t.TempDir())
+	manifest := store.image(t, layer(t, file("a", "content that is looked for")))
+	s := newSealer(t, dir, store)
+	one, err := s.Root(t.Context(), manifest, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if one.Protection == ProtectionNone {
+		t.Skip("this file system cannot protect files")
+	}
+	if err := s.UnmountAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	path := s.imagePath(one.Key)
+	spare := path + ".spare"
+	if err := errors.Join(os.Rename(path, spare), os.Rename(spare, path)); err != nil {
+		t.Errorf("the file is still held: %v", err)
+	}
+	for name, sealer := range map[string]*Sealer{"same daemon": s, "after a restart": newSealer(t, dir, store)} {
+		two, err := sealer.Root(t.Context(), manifest, nil)
+		if err != nil || two.Seal != one.Seal || two.Protection != one.Protection {
+			t.Errorf("%s: %+v, %v", name, two, err)
+		}
+	}
+	if err := os.WriteFile(path, nil, 0o600); err == nil {
+		t.Error("the file is not protected again")
+	}
+	// Changed while it was not protected, it is not believed.
+	if err := s.UnmountAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := os.OpenFile(path, os.O_RDWR, 0); err == nil { // fs-verity stays
+		_, err = f.WriteAt([]byte("evil"), 4096)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	three, err := s.Root(t.Context(), manifest, nil)
+	if err != nil || three.Seal != one.Seal {
+		t.Fatalf("%+v, %v", three, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(three.Dir, "a")); err != nil || string(b) != "content that is looked for" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := s.UnmountAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Errorf("the file cannot be removed: %v", err)
+	}
+}
+
 func TestForeignMountIsReplaced(t *testing.T) {
 	needRoot(t)
 	dir, store := t.TempDir(), folder(t.TempDir())

@@ -57,20 +57,28 @@ func protect(f *os.File) Protection {
 	return ProtectionImmutable
 }
 
+// unprotect takes back of protect what would keep the file from being removed.
+// fs-verity stays: it hinders writing only.
+func unprotect(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&immutableFlag == 0 {
+		return f.Close() // a file system without flags has not set one
+	}
+	err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^immutableFlag)
+	return errors.Join(err, f.Close())
+}
+
 // removeProtected removes a file that protect may have been applied to.
 func removeProtected(path string) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	err := unprotect(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("remove seal: %w", err)
-	}
-	if flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS); err == nil && flags&immutableFlag != 0 {
-		// When it fails, so does the removal, which is reported.
-		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^immutableFlag)
-	}
-	if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
+	if err := errors.Join(err, os.Remove(path)); err != nil {
 		return fmt.Errorf("remove seal: %w", err)
 	}
 	return nil
