@@ -11,7 +11,7 @@ import (
 // settled is how long an instance must be ready for its fleet's failures to
 // be forgotten; the delays before a new start after failures in a row.
 const (
-	settled    = 10 * time.Second
+	settled    = 5 * time.Second
 	firstDelay = 100 * time.Millisecond
 	lastDelay  = 30 * time.Second
 )
@@ -23,15 +23,17 @@ type backoff struct {
 	until    time.Time
 }
 
-// failed counts an instance that died early: the next may start at once, the
-// one after it in 100 ms, then twice as long each time, up to 30 s.
-func (b *backoff) failed(now time.Time) {
+// failed counts an instance of a fleet of count that died early. As many as
+// the fleet has are replaced at once, for it may be that each died once; the
+// next waits 100 ms, then twice as long each time, up to 30 s.
+func (b *backoff) failed(now time.Time, count int) {
 	b.failures++
-	if b.failures < 2 {
+	free := max(1, count)
+	if b.failures <= free {
 		return
 	}
 	delay := lastDelay
-	if shift := b.failures - 2; shift < 9 {
+	if shift := b.failures - free - 1; shift < 9 {
 		delay = min(firstDelay<<shift, lastDelay)
 	}
 	b.until = now.Add(delay)

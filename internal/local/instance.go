@@ -163,7 +163,7 @@ func (e *Engine) lose(in *instance, cause kiln.Cause) {
 	f := e.fleetOf(env, in)
 	now := time.Now()
 	if in.ReadyAt.IsZero() || now.Sub(in.ReadyAt) < settled {
-		f.backoff.failed(now)
+		f.backoff.failed(now, f.Count)
 	} else {
 		f.backoff.reset()
 	}

@@ -110,7 +110,7 @@ func TestBackoff(t *testing.T) {
 	now := time.Unix(0, 0)
 	var got []time.Duration
 	for range 13 {
-		b.failed(now)
+		b.failed(now, 1)
 		got = append(got, max(0, b.until.Sub(now)))
 	}
 	want := []time.Duration{0, 100e6, 200e6, 400e6, 800e6, 1600e6, 3200e6, 6400e6, 12800e6, 25600e6, 30e9, 30e9, 30e9}
@@ -230,5 +230,19 @@ func TestCheckFleets(t *testing.T) {
 		if err := checkFleets(name, nil); err == nil {
 			t.Errorf("%q is a name", name)
 		}
+	}
+}
+
+func TestEachOfAFleetMayDieOnceWithoutADelay(t *testing.T) {
+	var b backoff
+	now := time.Now()
+	for range 3 {
+		b.failed(now, 3)
+		if b.until.After(now) {
+			t.Fatalf("delayed after %d deaths of 3 instances", b.failures)
+		}
+	}
+	if b.failed(now, 3); !b.until.Equal(now.Add(firstDelay)) {
+		t.Errorf("delay after the fourth death: %s", b.until.Sub(now))
 	}
 }

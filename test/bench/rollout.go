@@ -6,11 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/test/load"
 	"github.com/kilnproject/kiln/test/rig"
 )
@@ -155,7 +157,7 @@ func benchKill(b *bench) {
 	var figures []float64
 	gets, posts := 0, 0
 	for range 5 {
-		victim := ready(r)[0]
+		victim := slices.MinFunc(ready(r), func(a, b kiln.Instance) int { return a.CreatedAt.Compare(b.CreatedAt) })
 		var killed time.Time
 		posted := make(chan load.Report)
 		ctx, cancel := context.WithCancel(context.Background())

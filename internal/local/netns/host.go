@@ -26,7 +26,7 @@ func (s *Shelf) Set(want []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("find link lo: %w", err)
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	have, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses of lo: %w", err)
 	}
@@ -61,7 +61,7 @@ func (s *Shelf) Remove() error { return s.Set(nil) }
 // Sweep deletes the host ends that start with prefix and are not in keep, and
 // returns how many there were.
 func Sweep(prefix string, keep map[string]bool) (int, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return 0, fmt.Errorf("list links: %w", err)
 	}
@@ -128,7 +128,7 @@ func fence(subnet netip.Prefix) *netlink.Route {
 // without default routes, without what links with the given prefix hold,
 // without the shelf of the given name, and without the fence of the subnet.
 func Taken(links, shelf string, fenced netip.Prefix) ([]netip.Prefix, error) {
-	list, err := netlink.LinkList()
+	list, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -136,7 +136,7 @@ func Taken(links, shelf string, fenced netip.Prefix) ([]netip.Prefix, error) {
 	for _, l := range list {
 		ours[l.Attrs().Index] = strings.HasPrefix(l.Attrs().Name, links)
 	}
-	held, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	held, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -147,7 +147,9 @@ func Taken(links, shelf string, fenced netip.Prefix) ([]netip.Prefix, error) {
 		}
 	}
 	var out []netip.Prefix
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -186,4 +188,15 @@ func Forwarding() (on bool, enable func() error, err error) {
 	}
 	enable = func() error { return os.WriteFile(path, []byte("1"), 0) }
 	return strings.TrimSpace(string(b)) == "1", enable, nil
+}
+
+// whole asks the kernel for a list again when it changed while it was read.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for range 50 {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return nil, netlink.ErrDumpInterrupted
 }
