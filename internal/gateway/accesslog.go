@@ -140,7 +140,7 @@ func (l *accessLog) write(batch []byte) error {
 }
 
 func (l *accessLog) open() error {
-	f, err := os.OpenFile(filepath.Join(l.dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	f, err := os.OpenFile(filepath.Join(l.dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640) //nolint:gosec // the group may read it
 	if err != nil {
 		return fmt.Errorf("open the access log: %w", err)
 	}

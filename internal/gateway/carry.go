@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -42,7 +43,7 @@ type countingBody struct {
 func (b *countingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
-	if err != nil && err != io.EOF { //nolint:errorlint // an io.Reader's end is never wrapped
+	if err != nil && err != io.EOF {
 		b.failed.Store(true)
 	}
 	b.progress()
@@ -130,8 +131,8 @@ func (c *call) failed(r *http.Request, m *member, err error) *refusal {
 func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	defer context.AfterFunc(m.instance.ended, func() { cancel(errDrained) })()
-	var begun atomic.Bool // the answer; a body that goes on must not bring the limit back
+	defer context.AfterFunc(m.instance.ended, func() { cancel(errDrained) })() //nolint:contextcheck // the instance's end, not the request's
+	var begun atomic.Bool                                                      // the answer; a body that goes on must not bring the limit back
 	late := time.AfterFunc(c.g.limits.Answer, func() {
 		if !begun.Load() {
 			cancel(context.DeadlineExceeded)
@@ -145,9 +146,9 @@ func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error 
 	var res *http.Response
 	var err error
 	if c.target.protocol == kiln.ProtocolH2C {
-		res, err = m.pool.h2.roundTrip(m.pool, out)
+		res, err = m.pool.h2.roundTrip(m.pool, out) //nolint:bodyclose // answer closes it
 	} else {
-		res, err = m.pool.roundTrip(out)
+		res, err = m.pool.roundTrip(out) //nolint:bodyclose // answer closes it
 	}
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -231,9 +232,7 @@ func (c *call) interim(w http.ResponseWriter, code int, from http.Header) error 
 		return nil
 	}
 	h := w.Header()
-	for name, values := range from {
-		h[name] = values
-	}
+	maps.Copy(h, from)
 	w.WriteHeader(code)
 	for name := range from {
 		delete(h, name)
@@ -246,9 +245,7 @@ func (c *call) answer(w http.ResponseWriter, r *http.Request, res *http.Response
 	defer m.instance.finish()
 	h := w.Header()
 	dropHop(res.Header)
-	for name, values := range res.Header {
-		h[name] = values
-	}
+	maps.Copy(h, res.Header)
 	if h.Get("X-Request-Id") == "" {
 		h.Set("X-Request-Id", string(c.entry.id))
 	}
@@ -281,9 +278,7 @@ func (c *call) answer(w http.ResponseWriter, r *http.Request, res *http.Response
 
 func appendTrailers(h, trailer http.Header, announced int) {
 	if len(trailer) == announced {
-		for name, values := range trailer {
-			h[name] = values
-		}
+		maps.Copy(h, trailer)
 		return
 	}
 	for name, values := range trailer {
@@ -305,7 +300,7 @@ func (c *call) copy(w http.ResponseWriter, from io.Reader) (sent int64, err erro
 			}
 			sent += int64(n)
 		}
-		if err == io.EOF { //nolint:errorlint // an io.Reader's end is never wrapped
+		if err == io.EOF {
 			return sent, nil
 		}
 		if err != nil {

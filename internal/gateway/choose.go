@@ -92,9 +92,10 @@ func (s *share) pick(now int64, avoid *member) *member {
 	if n == 1 {
 		return s.members[0]
 	}
-	start := int(rand.Uint32N(uint32(n)))
+	start := int(rand.Uint32N(uint32(n))) //nolint:gosec // spreads load, guards nothing
 	if n > 16 {
-		a, b := s.members[start], s.members[(start+1+int(rand.Uint32N(uint32(n-1))))%n]
+		other := (start + 1 + int(rand.Uint32N(uint32(n-1)))) % n //nolint:gosec // as above
+		a, b := s.members[start], s.members[other]
 		if a.ready(now, avoid) && b.ready(now, avoid) {
 			return lighter(a, b)
 		}

@@ -65,7 +65,7 @@ func (c *Client) Ready(ctx context.Context) (Ready, error) {
 // Failures streams the IDs of instances that refused or dropped a request,
 // until ctx ends or the gateway does; the channel is closed then.
 func (c *Client) Failures(ctx context.Context) (<-chan string, error) {
-	res, err := c.do(ctx, http.MethodGet, "/failures", nil)
+	res, err := c.do(ctx, http.MethodGet, "/failures", nil) //nolint:bodyclose // whoever reads it closes it
 	if err != nil {
 		return nil, err
 	}

@@ -118,38 +118,53 @@ func (c *conn) readHead() ([]byte, error) {
 	if c.g.ending() {
 		return nil, errEnding
 	}
-	scanned := 0
-	for {
-		if len(c.in.bytes()) > 0 {
-			end, next, err := http1.HeadEnd(c.in.bytes(), scanned)
-			if err == nil && end == 0 && c.in.w-c.in.r >= c.g.limits.Head.Head {
-				err = &http1.Error{Status: 431, Reason: "the head is too large"}
-			}
-			if err != nil {
-				c.refuseHead(err)
-				return nil, err
-			}
-			if end > 0 {
-				head := c.in.bytes()[:end]
-				if string(head) == preface[:len(preface)-6] && c.h2Allowed() {
-					return nil, c.readPreface()
-				}
-				return head, nil
-			}
-			scanned = next
-		}
-		first := len(c.in.bytes()) == 0
-		if err := c.in.fill(c.nc, c.g.limits.Head.Head); err != nil {
-			if !first && c.timedOut() {
-				c.refuseHead(&http1.Error{Status: 408, Reason: "the request's head took too long"})
-			}
+	for scanned := 0; ; {
+		end, err := c.headEnd(&scanned)
+		if err != nil {
+			c.refuseHead(err)
 			return nil, err
 		}
-		if first {
-			c.idle.Store(false)
-			c.arm(c.g.limits.HeadTime)
+		if end > 0 {
+			head := c.in.bytes()[:end]
+			if string(head) == preface[:len(preface)-6] && c.h2Allowed() {
+				return nil, c.readPreface()
+			}
+			return head, nil
+		}
+		if err := c.receiveHead(); err != nil {
+			return nil, err
 		}
 	}
+}
+
+// headEnd returns the length of the head that c.in begins with, 0 when it is
+// not whole yet; scanned is how far it was searched.
+func (c *conn) headEnd(scanned *int) (end int, err error) {
+	b := c.in.bytes()
+	if len(b) == 0 {
+		return 0, nil
+	}
+	end, *scanned, err = http1.HeadEnd(b, *scanned)
+	if err == nil && end == 0 && len(b) >= c.g.limits.Head.Head {
+		err = &http1.Error{Status: 431, Reason: "the head is too large"}
+	}
+	return end, err
+}
+
+// receiveHead reads more of a head; its time runs from the first byte.
+func (c *conn) receiveHead() error {
+	first := len(c.in.bytes()) == 0
+	if err := c.in.fill(c.nc, c.g.limits.Head.Head); err != nil {
+		if !first && c.timedOut() {
+			c.refuseHead(&http1.Error{Status: 408, Reason: "the request's head took too long"})
+		}
+		return err
+	}
+	if first {
+		c.idle.Store(false)
+		c.arm(c.g.limits.HeadTime)
+	}
+	return nil
 }
 
 func (c *conn) h2Allowed() bool { return c.role == roleHTTP || c.role == rolePrivate }

@@ -312,38 +312,14 @@ func (x *exchange) attempt() error {
 	}
 }
 
-// readHead reads the head of an answer into c.resp.
+// readHead reads the head of an answer into c.resp, and holds it.
 func (x *exchange) readHead() error {
-	c, up := x.c, x.up
-	up.in.floor = 0
-	up.in.skip(0)
-	scanned := 0
-	for {
-		if b := up.in.bytes(); len(b) > 0 {
-			end, next, err := http1.HeadEnd(b, scanned)
-			if err != nil {
-				return errors.Join(errMalformed, err)
-			}
-			if end > 0 {
-				if err := c.resp.Parse(b[:end], c.g.limits.Head, string(c.req.Method) == "HEAD"); err != nil {
-					return errors.Join(errMalformed, err)
-				}
-				up.in.r += end
-				up.in.hold()
-				return nil
-			}
-			scanned = next
-		}
-		if err := up.receive(c.g.limits.Head.Head); err != nil {
-			if errors.Is(err, errBufferFull) {
-				return errors.Join(errMalformed, err)
-			}
-			if errors.Is(err, io.EOF) {
-				return errNoAnswer
-			}
-			return err
-		}
+	c := x.c
+	if err := x.up.readHead(&c.resp, c.g.limits.Head, string(c.req.Method) == "HEAD"); err != nil {
+		return err
 	}
+	x.up.in.hold()
+	return nil
 }
 
 // interim passes 100 on to a client that waits for it and 103 to any; others

@@ -202,7 +202,7 @@ func (g *gateway) run(ctx context.Context, kill context.CancelFunc, o Options) e
 	group.Go(func() error { g.tls.run(g.hard); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
-		g.stop()
+		g.stop() //nolint:contextcheck // ctx is over: it goes by g.hard
 		kill()
 		g.ports.wait()
 		g.hangups.close()

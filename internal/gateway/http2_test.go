@@ -43,7 +43,7 @@ func askH2(t *testing.T, address string, fields ...string) string {
 }
 
 func TestHTTP2CannotSmuggleARequestLine(t *testing.T) {
-	_, address := simple(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	_, address := simple(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.RequestURI != "//a%2Fb?c=d" {
 			t.Errorf("the instance got %s %s", r.Method, r.RequestURI)
 		}

@@ -67,7 +67,7 @@ func (p *pool) get(ctx context.Context, repeatable, fresh bool) (*upstream, erro
 	p.mu.Unlock()
 	if p.instance.ended.Err() != nil {
 		u.close()
-		return nil, context.Cause(p.instance.ended)
+		return nil, context.Cause(p.instance.ended) //nolint:contextcheck // the instance's end, not the request's
 	}
 	u.hangup = p.g.hangups.add(c, u.hungUp)
 	return u, nil

@@ -25,8 +25,8 @@ func from(t *testing.T, local, address string) net.Conn {
 }
 
 func TestCallsStayWithinTheCallersRelease(t *testing.T) {
-	serve := func(address, name string) *http.Server {
-		return upstreamOn(t, address, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	serve := func(address, name string) {
+		upstreamOn(t, address, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%s %s", name, r.Header.Get("X-Forwarded-For"))
 		}))
 	}
@@ -117,9 +117,12 @@ func TestResolverAnswersItsEnvironmentOnly(t *testing.T) {
 			code    int
 			answers int
 		}{
-			{"orders.", dns.TypeA, dns.RcodeSuccess, 1}, {"OrDers.", dns.TypeA, dns.RcodeSuccess, 1},
-			{"orders.", dns.TypeAAAA, dns.RcodeSuccess, 0}, {"other.", dns.TypeA, dns.RcodeNameError, 0},
-			{"a.orders.", dns.TypeA, dns.RcodeNameError, 0}, {"3.2.1.10.in-addr.arpa.", dns.TypePTR, dns.RcodeRefused, 0},
+			{"orders.", dns.TypeA, dns.RcodeSuccess, 1},
+			{"OrDers.", dns.TypeA, dns.RcodeSuccess, 1},
+			{"orders.", dns.TypeAAAA, dns.RcodeSuccess, 0},
+			{"other.", dns.TypeA, dns.RcodeNameError, 0},
+			{"a.orders.", dns.TypeA, dns.RcodeNameError, 0},
+			{"3.2.1.10.in-addr.arpa.", dns.TypePTR, dns.RcodeRefused, 0},
 		} {
 			got, err := query(network, "127.0.0.61", address, c.name, c.qtype)
 			if err != nil {

@@ -15,6 +15,43 @@ var errClient = errors.New("the client did not take the answer")
 // receive reads once into u.in.
 func (u *upstream) receive(limit int) error { return u.in.fill(u.TCPConn, limit) }
 
+// readHead reads the head of an answer; it stays in u.in, before what is to be
+// read next. toHEAD says what was asked for.
+func (u *upstream) readHead(head *http1.Response, limits http1.Limits, toHEAD bool) error {
+	u.in.floor = 0
+	u.in.skip(0)
+	for scanned := 0; ; {
+		if b := u.in.bytes(); len(b) > 0 {
+			end, next, err := http1.HeadEnd(b, scanned)
+			if err == nil && end > 0 {
+				err = head.Parse(b[:end], limits, toHEAD)
+			}
+			if err != nil {
+				return errors.Join(errMalformed, err)
+			}
+			if end > 0 {
+				u.in.r += end
+				return nil
+			}
+			scanned = next
+		}
+		if err := u.receiveHead(limits.Head); err != nil {
+			return err
+		}
+	}
+}
+
+func (u *upstream) receiveHead(limit int) error {
+	err := u.receive(limit)
+	switch {
+	case errors.Is(err, errBufferFull):
+		return errors.Join(errMalformed, err)
+	case errors.Is(err, io.EOF):
+		return errNoAnswer
+	}
+	return err
+}
+
 // relay carries the answer whose head is in c.resp to the client and returns
 // the bytes of its body.
 func (x *exchange) relay() (int64, error) {
@@ -48,15 +85,22 @@ func (x *exchange) relay() (int64, error) {
 			continue
 		}
 		if err := up.receive(4 * pieceSize); err != nil {
-			if length == http1.UntilClose && errors.Is(err, io.EOF) {
-				if chunked {
-					c.out = http1.AppendLastChunk(c.out, nil)
-				}
-				return sent, c.deliver()
-			}
-			return sent, c.broken(err)
+			return sent, x.cut(err, chunked)
 		}
 	}
+}
+
+// cut ends an answer of which nothing more comes: it is whole when only the
+// connection's end could tell where it ends.
+func (x *exchange) cut(err error, chunked bool) error {
+	c := x.c
+	if c.resp.Length != http1.UntilClose || !errors.Is(err, io.EOF) {
+		return c.broken(err)
+	}
+	if chunked {
+		c.out = http1.AppendLastChunk(c.out, nil)
+	}
+	return c.deliver()
 }
 
 // decode moves what was read of the body to c.out and says whether more is to

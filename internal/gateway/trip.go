@@ -71,7 +71,7 @@ func (p *pool) roundTrip(r *http.Request) (*http.Response, error) {
 			return nil, errors.Join(errConnect, err)
 		}
 		t := &trip{up: up, r: r}
-		res, err := t.begin()
+		res, err := t.begin() //nolint:contextcheck // the request has it
 		if err == nil {
 			return res, nil
 		}
@@ -139,7 +139,7 @@ func (t *trip) send() {
 		case n > 0:
 			out = http1.AppendChunk(out, b[:n])
 		}
-		ended := err == io.EOF //nolint:errorlint // an io.Reader's end is never wrapped
+		ended := err == io.EOF
 		if ended && left < 0 {
 			out = http1.AppendLastChunk(out, fieldsOf(t.r.Trailer))
 		}
@@ -160,35 +160,11 @@ func (t *trip) send() {
 }
 
 func (t *trip) readHead() error {
-	in := &t.up.in
-	in.floor = 0
-	in.skip(0)
-	scanned := 0
-	for {
-		if b := in.bytes(); len(b) > 0 {
-			end, next, err := http1.HeadEnd(b, scanned)
-			if err == nil && end > 0 {
-				err = t.head.Parse(b[:end], t.up.pool.g.limits.Head, t.r.Method == http.MethodHead)
-			}
-			if err != nil {
-				return errors.Join(errMalformed, err)
-			}
-			if end > 0 {
-				in.skip(end)
-				return nil
-			}
-			scanned = next
-		}
-		if err := t.up.receive(t.up.pool.g.limits.Head.Head); err != nil {
-			if errors.Is(err, errBufferFull) {
-				return errors.Join(errMalformed, err)
-			}
-			if errors.Is(err, io.EOF) {
-				return errNoAnswer
-			}
-			return err
-		}
+	if err := t.up.readHead(&t.head, t.up.pool.g.limits.Head, t.r.Method == http.MethodHead); err != nil {
+		return err
 	}
+	t.up.in.skip(0)
+	return nil
 }
 
 func (t *trip) response() *http.Response {

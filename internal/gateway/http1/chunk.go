@@ -130,10 +130,8 @@ func (d *Decoder) size(b []byte) (int, error) {
 	if n < len(one) && one[n] != ';' {
 		return 0, bad("a chunk's size is malformed")
 	}
-	for _, c := range one[n:] {
-		if !valueTable[c] {
-			return 0, bad("a chunk's extension has a control character")
-		}
+	if !all(one[n:], &valueTable) {
+		return 0, bad("a chunk's extension has a control character")
 	}
 	d.left, d.state = size, chunkData
 	if size == 0 {

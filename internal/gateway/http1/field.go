@@ -41,8 +41,8 @@ func makeTable(extra string) (t [256]bool) {
 	for c := range 128 {
 		t[c] = c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 	}
-	for i := range len(extra) {
-		t[extra[i]] = true
+	for _, c := range []byte(extra) {
+		t[c] = true
 	}
 	return t
 }
@@ -56,12 +56,17 @@ func makeValueTable() (t [256]bool) {
 
 // IsToken reports whether b is a token of at least one byte.
 func IsToken(b []byte) bool {
+	return len(b) > 0 && all(b, &tokenTable)
+}
+
+// all reports whether each byte of b is marked.
+func all(b []byte, table *[256]bool) bool {
 	for _, c := range b {
-		if !tokenTable[c] {
+		if !table[c] {
 			return false
 		}
 	}
-	return len(b) > 0
+	return true
 }
 
 // EqualFold compares ASCII without regard to case; lower must be lower case.
@@ -81,10 +86,10 @@ func EqualFold(b []byte, lower string) bool {
 }
 
 // equalLoose is EqualFold with '_' taken for '-': some upstreams do not tell
-// them apart (CGI's variables), so neither may a claim that is stripped.
+// them apart (CGI's variables), so neither may a claim that is stripped. It
+// compares the beginning of b, which must be as long as lower or longer.
 func equalLoose(b []byte, lower string) bool {
-	for i := range lower {
-		c := b[i]
+	for i, c := range b[:len(lower)] {
 		if c >= 'A' && c <= 'Z' {
 			c += 'a' - 'A'
 		} else if c == '_' {
@@ -212,10 +217,8 @@ func parseField(one []byte) (Field, error) {
 		return Field{}, bad("a header field's name is not a token followed by a colon")
 	}
 	value := trim(one[i+1:])
-	for _, c := range value {
-		if !valueTable[c] {
-			return Field{}, bad("a header field's value has a control character")
-		}
+	if !all(value, &valueTable) {
+		return Field{}, bad("a header field's value has a control character")
 	}
 	return Field{Name: one[:i], Value: value, Kind: KindOf(one[:i])}, nil
 }

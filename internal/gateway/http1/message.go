@@ -37,14 +37,9 @@ func (f *framing) frame() error {
 		field := &f.Fields[i]
 		switch field.Kind {
 		case ContentLength:
-			n, err := parseLength(field.Value)
-			if err != nil {
+			if err := f.contentLength(field.Value); err != nil {
 				return err
 			}
-			if f.HasLength {
-				return bad("there is more than one Content-Length")
-			}
-			f.HasLength, f.Length = true, n
 		case TransferEncoding:
 			if chunked || !EqualFold(field.Value, "chunked") {
 				return bad("Transfer-Encoding is not exactly chunked")
@@ -67,6 +62,18 @@ func (f *framing) frame() error {
 		f.dropNamed()
 	}
 	return f.settle(chunked)
+}
+
+func (f *framing) contentLength(value []byte) error {
+	n, err := parseLength(value)
+	if err != nil {
+		return err
+	}
+	if f.HasLength {
+		return bad("there is more than one Content-Length")
+	}
+	f.HasLength, f.Length = true, n
+	return nil
 }
 
 func (f *framing) settle(chunked bool) error {

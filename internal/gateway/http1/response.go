@@ -67,10 +67,8 @@ func (r *Response) parseLine(first []byte) error {
 		}
 		r.Reason = first[13:]
 	}
-	for _, c := range r.Reason {
-		if !valueTable[c] {
-			return bad("the reason has a control character")
-		}
+	if !all(r.Reason, &valueTable) {
+		return bad("the reason has a control character")
 	}
 	return nil
 }

@@ -5,42 +5,51 @@ import "bytes"
 // hostTable marks the bytes of a host name or IPv4 address.
 var hostTable = makeTable("-._~") //nolint:gochecknoglobals // never written
 
-// unreserved says what need not be percent-encoded (RFC 3986, section 2.3): the
-// same bytes.
+// unreserved says what need not be percent-encoded (RFC 3986, section 2.3):
+// the bytes of a host name.
 func unreserved(c byte) bool { return hostTable[c] }
 
 // HostName checks a Host field (RFC 9110, section 7.2) and returns the part
 // that names the host, without port, brackets and final dot, as it is spelled.
 func HostName(host []byte) ([]byte, error) {
-	name, port := host, []byte(nil)
-	if len(host) > 0 && host[0] == '[' {
-		i := bytes.IndexByte(host, ']')
-		if i < 2 {
-			return nil, bad("Host is malformed")
-		}
-		name, port = host[1:i], host[i+1:]
-		for _, c := range name {
-			if !(c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'f' || c == ':' || c == '.') {
-				return nil, bad("Host is malformed")
-			}
-		}
-	} else {
-		if i := bytes.IndexByte(host, ':'); i >= 0 {
-			name, port = host[:i], host[i:]
-		}
-		for _, c := range name {
-			if !hostTable[c] {
-				return nil, bad("Host is malformed")
-			}
-		}
-		if len(name) > 1 && name[len(name)-1] == '.' {
-			name = name[:len(name)-1]
-		}
-	}
-	if len(name) == 0 || len(name) > 255 || !validPort(port) {
+	name, port, ok := splitHost(host)
+	if !ok || len(name) == 0 || len(name) > 255 || !validPort(port) {
 		return nil, bad("Host is malformed")
 	}
 	return name, nil
+}
+
+// splitHost parts the name from the port, which keeps its colon; ok says that
+// the name has no byte that it may not have.
+func splitHost(host []byte) (name, port []byte, ok bool) {
+	if len(host) > 0 && host[0] == '[' {
+		i := bytes.IndexByte(host, ']')
+		if i < 2 {
+			return nil, nil, false
+		}
+		name, port = host[1:i], host[i+1:]
+		return name, port, isIPv6(name)
+	}
+	name = host
+	if i := bytes.IndexByte(host, ':'); i >= 0 {
+		name, port = host[:i], host[i:]
+	}
+	ok = all(name, &hostTable)
+	if len(name) > 1 && name[len(name)-1] == '.' {
+		name = name[:len(name)-1]
+	}
+	return name, port, ok
+}
+
+// isIPv6 looks at the bytes only.
+func isIPv6(b []byte) bool {
+	for _, c := range b {
+		digit := c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'f'
+		if !digit && c != ':' && c != '.' {
+			return false
+		}
+	}
+	return true
 }
 
 // validPort accepts nothing, or a colon and at most five digits.
@@ -70,8 +79,8 @@ func NormalPath(path, scratch []byte) (normal, rest []byte, err error) {
 	}
 	changed, plain := false, true
 	for i := 0; i < len(path); i++ {
-		switch c := path[i]; {
-		case c == '%':
+		switch path[i] {
+		case '%':
 			v, ok := unhex(path, i)
 			if !ok || v < 0x20 || v == 0x7f {
 				return nil, scratch, bad("the path has a bad percent-encoding")
@@ -79,9 +88,9 @@ func NormalPath(path, scratch []byte) (normal, rest []byte, err error) {
 			changed = changed || unreserved(v) || path[i+1] >= 'a' || path[i+2] >= 'a'
 			plain = false
 			i += 2
-		case c == '\\':
+		case '\\':
 			return nil, scratch, bad("the path has a backslash")
-		case c == '.':
+		case '.':
 			plain = false
 		}
 	}
