@@ -137,10 +137,10 @@ type Engine struct {
 	instances    map[string]*instance // living and dying, by ID
 	table        kiln.RouteTable
 	prepared     map[kiln.FleetID]*prepared
-	public       bool   // HTTP was open once: who asks for a route that is gone is told so
-	generation   uint64 // of the last table
-	reserved     uint64 // generations up to here are recorded as used
-	listeners    []string
+	public       bool            // HTTP was open once: who asks for a route that is gone is told so
+	generation   uint64          // of the last table
+	reserved     uint64          // generations up to here are recorded as used
+	listeners    []string        // that the keeper has for the last table; nil before the first
 	life         context.Context // of Serve; nil before
 	begun        chan struct{}   // closed when life is set
 	cleared      bool            // nothing is put on the machine any more
@@ -226,6 +226,7 @@ const trialIDs = 0x7000_0000 - 65536
 func (e *Engine) Serve(ctx context.Context) error {
 	life, stop := context.WithCancel(ctx)
 	defer stop()
+	e.firstTraffic(life)
 	e.mu.Lock()
 	if e.life != nil {
 		e.mu.Unlock()

@@ -31,17 +31,27 @@ func (e *Engine) linkPrefix() string { return "k" + e.tag + "-" }
 func (e *Engine) shelfName() string  { return "k" + e.tag + "v" }
 func (e *Engine) tableName() string  { return "kiln_" + e.tag }
 
-// openPlan reads the plan of addresses, or makes one: a subnet that no route
-// of the host overlaps, and an nflog group that nobody listens to.
-func (e *Engine) openPlan() error {
+// lockMachine holds machineLock until the file is closed.
+func lockMachine() (*os.File, error) {
 	lock, err := os.OpenFile(machineLock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", machineLock, err), lock.Close())
+	}
+	return lock, nil
+}
+
+// openPlan reads the plan of addresses, or makes one: a subnet that no route
+// of the host overlaps and nobody holds sockets in, and an nflog group that
+// nobody listens to.
+func (e *Engine) openPlan() error {
+	lock, err := lockMachine()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", machineLock, err)
-	}
 	var plan subnet.Plan
 	known, err := readJSON(e.planFile(), &plan)
 	if err != nil {
@@ -73,30 +83,37 @@ func (e *Engine) openPlan() error {
 	// Address and fence are on the host before the lock is given up, so that
 	// the next engine sees this subnet as taken.
 	e.shelf = netns.OpenShelf(e.shelfName())
-	if err := e.shelf.Set(e.virtuals()); err != nil {
-		return err
-	}
-	if err := netns.Fence(e.plan.Subnet); err != nil {
-		return err
-	}
-	return e.savePlan()
+	return e.settle()
 }
 
-// choosePlan picks a subnet. The shares of a plan whose subnet is no longer
-// free keep their user IDs and get new addresses.
+// choosePlan picks a subnet in which a resolver can listen. The shares of a
+// plan whose subnet is no longer free keep their user IDs and services and get
+// new addresses.
 func (e *Engine) choosePlan(taken []netip.Prefix, old map[string]*subnet.Environment) error {
 	seed := subnet.Seed(e.tag)
-	chosen, err := subnet.Choose(seed, taken)
-	if err != nil {
-		return err
+	for {
+		chosen, err := subnet.Choose(seed, taken)
+		if err != nil {
+			return err
+		}
+		e.plan = subnet.New(chosen, uint16(1000+seed%60000)) // #nosec G115 -- below 61,000
+		if first, err := e.plan.Next(); err == nil && !held(first) {
+			break
+		}
+		e.Log.Info("another process holds addresses of a free subnet, trying the next", "subnet", chosen)
+		taken = append(taken, chosen)
 	}
-	e.plan = subnet.New(chosen, uint16(1000+seed%60000)) // #nosec G115 -- below 61,000
 	for _, name := range slices.Sorted(maps.Keys(old)) {
 		share, _, err := e.plan.Open(name, e.foreign)
 		if err != nil {
 			return err
 		}
 		share.UIDBase = old[name].UIDBase
+		for _, service := range slices.Sorted(maps.Keys(old[name].Services)) {
+			if _, _, err := e.plan.Service(share, service); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -123,11 +140,6 @@ func (e *Engine) planFile() string { return filepath.Join(e.paths.root, "subnets
 
 // savePlan records what was given out. e.mu is held, except in New.
 func (e *Engine) savePlan() error { return writeDurable(e.planFile(), e.plan) }
-
-// share returns an environment's share of addresses. e.mu is held.
-func (e *Engine) share(environment string) (*subnet.Environment, bool, error) {
-	return e.plan.Open(environment, e.foreign)
-}
 
 // virtuals are all virtual addresses. e.mu is held, except in New.
 func (e *Engine) virtuals() []netip.Addr {

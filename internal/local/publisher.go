@@ -60,9 +60,17 @@ func (p *publisher) wait(ctx context.Context, request uint64) error {
 // publish is mark and wait.
 func (p *publisher) publish(ctx context.Context) error { return p.wait(ctx, p.mark()) }
 
+// The pauses before a failed run is tried again.
+const (
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 5 * time.Second
+)
+
 // run makes the runs until ctx ends. A failed one is tried again, at first
-// after 10 ms, then up to a second apart.
+// after firstRetry, then twice as late each time, up to lastRetry; a request
+// is met at once and begins anew.
 func (p *publisher) run(ctx context.Context) {
+	var told complaints
 	delay := time.Duration(0)
 	for {
 		var retry <-chan time.Time
@@ -76,17 +84,34 @@ func (p *publisher) run(ctx context.Context) {
 			if delay == 0 && p.covered() {
 				continue // the run before began after this request
 			}
+			delay = 0
 		case <-retry:
 		}
-		if err := p.once(ctx); err == nil {
-			delay = 0
-		} else if ctx.Err() == nil {
-			if delay == 0 {
-				p.log.Warn("publish failed, will try again", "error", err)
-			}
-			delay = min(max(2*delay, 10*time.Millisecond), time.Second)
+		err := p.once(ctx)
+		if err == nil {
+			delay, told = 0, nil
+			continue
 		}
+		if ctx.Err() == nil && told.first(err) {
+			p.log.Warn("publish failed, will try again", "error", err)
+		}
+		delay = min(max(2*delay, firstRetry), lastRetry)
 	}
+}
+
+// complaints are the errors that were told of since the last success.
+type complaints map[string]bool
+
+// first says whether an error is news.
+func (c *complaints) first(err error) bool {
+	const most = 64 // errors may carry numbers that never come twice
+	if *c == nil || len(*c) >= most {
+		*c = complaints{}
+	}
+	text := err.Error()
+	news := !(*c)[text]
+	(*c)[text] = true
+	return news
 }
 
 func (p *publisher) covered() bool {

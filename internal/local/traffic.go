@@ -141,7 +141,7 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 	if cleared {
 		return nil
 	}
-	want := t.Listeners()
+	want := slices.AppendSeq([]string{}, slices.Values(t.Listeners())) // not nil: nil is nothing published yet
 	slices.Sort(want)
 	both := slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(want), e.listeners...))))
 	changed := e.listeners == nil || !slices.Equal(want, e.listeners)
@@ -150,6 +150,9 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 			return err
 		}
 		if err := e.Keeper.Listen(ctx, both); err != nil {
+			if moved, failed := e.evade(err, want); moved || failed != nil {
+				return errors.Join(failed, e.publishTraffic(ctx))
+			}
 			// One socket that cannot be opened must not keep the others from
 			// following what lives: the table goes out, and this is tried again.
 			return errors.Join(err, e.Gateway.Set(ctx, t))
@@ -163,9 +166,9 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 			return err
 		}
 	}
-	e.listeners = want
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.listeners = want // written by this loop only
 	e.public = e.public || len(t.HTTP) > 0
 	return nil
 }

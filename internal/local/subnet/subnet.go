@@ -101,7 +101,7 @@ func (p *Plan) Open(name string, foreign []Range) (e *Environment, changed bool,
 	if err != nil {
 		return nil, false, err
 	}
-	resolver, err := p.freeVirtual()
+	resolver, err := p.Next()
 	if err != nil {
 		return nil, false, err
 	}
@@ -118,7 +118,7 @@ func (p *Plan) Service(e *Environment, name string) (a netip.Addr, changed bool,
 	if a, ok := e.Services[name]; ok {
 		return a, false, nil
 	}
-	if a, err = p.freeVirtual(); err != nil {
+	if a, err = p.Next(); err != nil {
 		return netip.Addr{}, false, err
 	}
 	if e.Services == nil {
@@ -128,7 +128,8 @@ func (p *Plan) Service(e *Environment, name string) (a netip.Addr, changed bool,
 	return a, true, nil
 }
 
-func (p *Plan) freeVirtual() (netip.Addr, error) {
+// Next is the virtual address that is given out next.
+func (p *Plan) Next() (netip.Addr, error) {
 	taken := map[netip.Addr]bool{p.Source(): true}
 	for _, e := range p.Environments {
 		taken[e.Resolver] = true
