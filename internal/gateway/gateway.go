@@ -51,6 +51,9 @@ type Limits struct {
 	Connections int
 	// Stop is how long requests in flight may go on when the gateway ends.
 	Stop time.Duration
+	// Abandoned is how long a gateway goes on without a keeper before it looks
+	// whether its directory is gone too, and between looks.
+	Abandoned time.Duration
 }
 
 // DefaultLimits suit public servers with ordinary clients.
@@ -65,6 +68,7 @@ func DefaultLimits() Limits {
 		Write:       30 * time.Second,
 		Connections: maxConnections(),
 		Stop:        10 * time.Second,
+		Abandoned:   time.Minute,
 	}
 }
 
@@ -89,8 +93,9 @@ type gateway struct {
 	table   atomic.Pointer[table]
 	day     atomic.Pointer[dated]
 
-	soft context.Context // done when no new request may begin
-	hard context.Context // done when everything must end
+	soft context.Context    // done when no new request may begin
+	quit context.CancelFunc // ends soft
+	hard context.Context    // done when everything must end
 }
 
 // now is the gateway's time: nanoseconds since its start.
@@ -117,7 +122,8 @@ func (g *gateway) date() string {
 
 // Run serves until ctx ends, then lets requests in flight finish for
 // Limits.Stop. It serves the last table from the start, without waiting for
-// anyone.
+// anyone, and goes on when the keeper dies, unless its directory is gone as
+// well: then it ends, and that is no error.
 func Run(ctx context.Context, o Options) error {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -133,10 +139,13 @@ func Run(ctx context.Context, o Options) error {
 	}
 	hard, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
 	g, err := newGateway(ctx, hard, o)
 	if err != nil {
 		return err
 	}
+	g.quit = quit
 	return g.run(ctx, kill, o)
 }
 

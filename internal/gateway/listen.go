@@ -60,17 +60,46 @@ type listeners struct {
 }
 
 // receive takes listeners until ctx ends. A keeper that died is no reason to
-// stop: what was given is served on.
+// stop: what was given is served on, until the gateway is abandoned.
 func (g *gateway) receive(ctx context.Context, from Listeners) error {
 	stop := context.AfterFunc(ctx, func() { _ = from.Close() })
 	defer stop()
 	err := from.Serve(g.take)
 	if ctx.Err() == nil {
 		g.slog.Warn("no more listeners will come", "error", err)
-		<-ctx.Done()
+		if abandoned(ctx, g.dir, g.limits.Abandoned) {
+			g.slog.Warn("keeper and directory are gone, the gateway ends")
+			g.quit()
+		}
 	}
 	_ = from.Close()
 	return nil
+}
+
+// abandoned waits until a directory is gone and says true, or until ctx ends.
+// What has neither keeper nor state can never be told anything again, and only
+// holds sockets that others want.
+func abandoned(ctx context.Context, dir string, every time.Duration) bool {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+		if removed(dir) {
+			return true
+		}
+	}
+}
+
+// removed says whether a directory was deleted, also when it is the working
+// directory, which then still exists, without a name.
+func removed(dir string) bool {
+	var st unix.Stat_t
+	err := unix.Stat(dir, &st)
+	return errors.Is(err, unix.ENOENT) || err == nil && st.Nlink == 0
 }
 
 // take adds, replaces or closes a listener.
