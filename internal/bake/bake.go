@@ -102,7 +102,7 @@ func New(ctx context.Context, o Options) (*Baker, error) {
 		registry: registry.New(registry.Options{Store: o.Store}),
 	}
 	b.engine = newLazyEngine(o)
-	b.close = sync.OnceValue(func() error { return errors.Join(b.engine.close(), b.lock.Close()) })
+	b.close = sync.OnceValue(func() error { return errors.Join(b.engine.close(), b.lock.Close()) }) //nolint:contextcheck // it goes on after New
 	if err := b.engine.sweep(ctx); err != nil {
 		o.Log.Warn("sweep what an earlier bake left", "error", err)
 	}

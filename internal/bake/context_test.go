@@ -8,8 +8,12 @@ import (
 
 func TestTheDefinitionIsNoPartOfItsContext(t *testing.T) {
 	tree := kiln.Tree{Entries: []kiln.TreeEntry{
-		{Path: "app", Mode: 0o755 | 1<<31}, {Path: "app/more.hcl", Mode: 0o644}, {Path: "app/kiln.lock", Mode: 0o644},
-		{Path: "kiln.hcl", Mode: 0o644}, {Path: "kiln.lock", Mode: 0o644}, {Path: "main.go", Mode: 0o644},
+		{Path: "app", Mode: 0o755 | 1<<31},
+		{Path: "app/more.hcl", Mode: 0o644},
+		{Path: "app/kiln.lock", Mode: 0o644},
+		{Path: "kiln.hcl", Mode: 0o644},
+		{Path: "kiln.lock", Mode: 0o644},
+		{Path: "main.go", Mode: 0o644},
 	}}
 	whole, err := newFolder(nil, tree, ".")
 	if err != nil {

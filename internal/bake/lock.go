@@ -47,7 +47,7 @@ func diskUsage(ctx context.Context, dir string) (int64, error) {
 	if err := syscall.Stat(dir, &root); err != nil {
 		return 0, fmt.Errorf("measure %s: %w", dir, err)
 	}
-	seen := map[uint64]bool{}
+	seen := map[uint64]bool{} // inodes that have several names
 	var sum int64
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
@@ -61,22 +61,16 @@ func diskUsage(ctx context.Context, dir string) (int64, error) {
 			return skipGone(err)
 		}
 		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if st.Dev != root.Dev {
-			if d.IsDir() {
-				return fs.SkipDir
+		switch {
+		case !ok:
+		case st.Dev != root.Dev && d.IsDir():
+			return fs.SkipDir
+		case st.Dev == root.Dev && !seen[st.Ino]:
+			if st.Nlink > 1 && !d.IsDir() {
+				seen[st.Ino] = true
 			}
-			return nil
+			sum += st.Blocks * 512
 		}
-		if st.Nlink > 1 && !d.IsDir() {
-			if seen[st.Ino] {
-				return nil
-			}
-			seen[st.Ino] = true
-		}
-		sum += st.Blocks * 512
 		return nil
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ func TestFromReference(t *testing.T) {
 	pushRandom(t, ref)
 	s := newShop(t)
 	req := kiln.BakeRequest{
-		Images: []kiln.Image{dockerfile("web", nil), {Name: "base", Platform: platform, Reference: ref}},
+		Images: []kiln.Image{dockerfile(nil), {Name: "base", Platform: platform, Reference: ref}},
 		Locked: true,
 		Tree:   s.tree(map[string]string{"web/Dockerfile": "ARG TAG=1\nFROM " + strings.TrimSuffix(ref, "1") + "$TAG\nCOPY a /a\n", "web/a": "a\n"}),
 	}
@@ -85,7 +85,7 @@ func TestMissingRuntime(t *testing.T) {
 	needRoot(t)
 	s := newShop(t, func(o *bake.Options) { o.Runtime = "nonesuch-runtime" })
 	_, err := s.bake(kiln.BakeRequest{
-		Images: []kiln.Image{dockerfile("web", nil)},
+		Images: []kiln.Image{dockerfile(nil)},
 		Tree:   s.tree(map[string]string{"web/Dockerfile": "FROM scratch\nCOPY . /\n"}),
 	})
 	var known *kiln.Error
@@ -100,7 +100,7 @@ func TestIdle(t *testing.T) {
 	s := newShop(t, func(o *bake.Options) { o.Idle = time.Millisecond })
 	for _, content := range []string{"1", "2", "3"} {
 		s.mustBake(kiln.BakeRequest{
-			Images: []kiln.Image{dockerfile("web", nil)},
+			Images: []kiln.Image{dockerfile(nil)},
 			Tree:   s.tree(map[string]string{"web/Dockerfile": "FROM scratch\nCOPY x /\n", "web/x": content}),
 		})
 	}

@@ -181,7 +181,7 @@ func link(t *testing.T, from, dir string) {
 func (s *shop) request(files map[string]string) kiln.BakeRequest {
 	s.t.Helper()
 	return kiln.BakeRequest{
-		Images: []kiln.Image{goldenImage("base"), dockerfile("web", map[string]string{"base": "base"})},
+		Images: []kiln.Image{goldenImage("base"), dockerfile(map[string]string{"base": "base"})},
 		Lock:   golden.lock,
 		Locked: true,
 		Tree:   s.tree(files),
@@ -224,6 +224,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func dockerfile(name string, contexts map[string]string) kiln.Image {
+// dockerfile is the image web, baked from the folder of its name.
+func dockerfile(contexts map[string]string) kiln.Image {
+	const name = "web"
 	return kiln.Image{Name: name, Platform: platform, Dockerfile: &kiln.Dockerfile{Context: name, File: "Dockerfile", Contexts: contexts}}
 }

@@ -22,10 +22,10 @@ func limitProcesses(name string) error {
 		if _, err := os.Stat(filepath.Join(hierarchy, "cgroup.procs")); err != nil {
 			continue
 		}
-		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as all cgroups are
 			return fmt.Errorf("make cgroup %s: %w", group, err)
 		}
-		err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(maxProcesses)), 0o644)
+		err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(maxProcesses)), 0)
 		if err == nil {
 			return nil
 		}

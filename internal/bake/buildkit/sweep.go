@@ -95,7 +95,7 @@ func members(group string) []int {
 		return nil // gone, or a group of threads
 	}
 	var pids []int
-	for _, f := range strings.Fields(string(b)) {
+	for f := range strings.FieldsSeq(string(b)) {
 		if pid, err := strconv.Atoi(f); err == nil && pid > 1 && pid != os.Getpid() {
 			pids = append(pids, pid)
 		}

@@ -96,6 +96,8 @@ func workerOptions(o Options) (_ base.WorkerOpt, err error) {
 
 // openContent opens the layers' bytes, their snapshots and what containerd
 // keeps about both.
+//
+//nolint:contextcheck // it opens local files; the libraries have no context there
 func openContent(root string) (*ctdmetadata.DB, closers, error) {
 	content, err := local.NewStore(filepath.Join(root, "content"))
 	if err != nil {

@@ -116,18 +116,16 @@ func (f filter) leaveOut(name string, kind byte) bool {
 		"var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "var/lib/apt/lists", "var/log",
 	} {
 		if strings.HasPrefix(name, dir+"/") {
-			return !(kind == tar.TypeDir && strings.HasPrefix(name, "var/log/"))
+			return kind != tar.TypeDir || !strings.HasPrefix(name, "var/log/")
 		}
 	}
-	for _, file := range []string{
+	if slices.Contains([]string{
 		"etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/lib/dbus/machine-id", "etc/.pwd.lock",
 		"etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/subuid-", "etc/subgid-",
 		"etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/apt/apt.conf.d/99mmdebstrap", "etc/apt/sources.list",
 		"var/lib/dpkg/status-old", "var/lib/dpkg/available", "var/lib/dpkg/lock", "var/lib/dpkg/lock-frontend",
-	} {
-		if name == file {
-			return true
-		}
+	}, name) {
+		return true
 	}
 	if strings.HasPrefix(name, "etc/apt/sources.list.d/") {
 		return true

@@ -59,7 +59,7 @@ func (b *Builder) Build(ctx context.Context, d kiln.Debian, lock kiln.LockedDebi
 // repository lays the packages out as an archive that apt reads from the
 // folder. It is not signed: each file was checked against the lock.
 func (b *Builder) repository(ctx context.Context, w *work, packages []kiln.LockedPackage) error {
-	if err := os.Mkdir(filepath.Join(w.dir, "repo"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(w.dir, "repo"), 0o755); err != nil { //nolint:gosec // the sandbox reads it
 		return fmt.Errorf("lay out packages: %w", err)
 	}
 	var index bytes.Buffer
@@ -89,7 +89,7 @@ func (b *Builder) copyBlob(d kiln.Digest, to string) error {
 		return err
 	}
 	defer func() { _ = from.Close() }()
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // the sandbox reads it
 	if err != nil {
 		return err
 	}

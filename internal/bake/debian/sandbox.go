@@ -50,7 +50,7 @@ func (b *Builder) newWork(arch string) (*work, error) {
 		return nil, fmt.Errorf("choose ids: %w", err)
 	}
 	w := &work{dir: dir, arch: arch, keyring: b.opts.Keyring, base: idBase + int(tag)*idCount}
-	return w, os.Chmod(dir, 0o755)
+	return w, os.Chmod(dir, 0o755) //nolint:gosec // what is not root in the sandbox passes through
 }
 
 func (w *work) remove() { _ = os.RemoveAll(w.dir) } // New removes what stays
@@ -58,14 +58,14 @@ func (w *work) remove() { _ = os.RemoveAll(w.dir) } // New removes what stays
 // folder makes a folder that the sandbox's root owns.
 func (w *work) folder(name string) error {
 	path := filepath.Join(w.dir, name)
-	if err := os.MkdirAll(path, 0o755); err != nil {
+	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // in a folder of root's own
 		return err
 	}
 	return os.Lchown(path, w.base, w.base)
 }
 
 func (w *work) write(name, content string) error {
-	return os.WriteFile(filepath.Join(w.dir, name), []byte(content), 0o644)
+	return os.WriteFile(filepath.Join(w.dir, name), []byte(content), 0o644) //nolint:gosec // the sandbox reads it
 }
 
 // Scripts that run in a mount and process namespace of their own, as root of

@@ -197,7 +197,7 @@ func parseList(text string) []source {
 			if !closed {
 				continue
 			}
-			for _, o := range strings.Fields(options) {
+			for o := range strings.FieldsSeq(options) {
 				if key, value, _ := strings.Cut(o, "="); strings.EqualFold(key, "signed-by") {
 					s.signedBy = value
 				}
@@ -225,8 +225,8 @@ func parseDeb822(text string) []source {
 		if strings.Contains(signed, "\n") {
 			signed = "an inline key"
 		}
-		for _, uri := range strings.Fields(f["uris"]) {
-			for _, suite := range strings.Fields(f["suites"]) {
+		for uri := range strings.FieldsSeq(f["uris"]) {
+			for suite := range strings.FieldsSeq(f["suites"]) {
 				out = append(out, source{strings.TrimRight(uri, "/"), suite, strings.Fields(f["components"]), signed})
 			}
 		}

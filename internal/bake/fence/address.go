@@ -135,7 +135,7 @@ func enableForwarding(log *slog.Logger) error {
 		return nil
 	}
 	log.Info("enabled IPv4 forwarding for the network of RUN", "from", "0", "to", "1")
-	if err := os.WriteFile(file, []byte("1\n"), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte("1\n"), 0); err != nil {
 		return fmt.Errorf("let this machine forward IPv4: %w", err)
 	}
 	return nil

@@ -150,7 +150,7 @@ func harden(name string) error {
 		"/proc/sys/net/ipv4/conf/" + name + "/route_localnet":   "0",
 		"/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6":     "1",
 	} {
-		err := os.WriteFile(file, []byte(value), 0o644)
+		err := os.WriteFile(file, []byte(value), 0)
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
 			return fmt.Errorf("set %s: %w", filepath.Base(file), err)
 		}
