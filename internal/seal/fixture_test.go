@@ -125,6 +125,7 @@ func folderAt(name string) entry   { return entry{name: name, kind: tar.TypeDir,
 func symlink(name, to string) entry {
 	return entry{name: name, link: to, kind: tar.TypeSymlink, sec: 3000}
 }
+
 func hardlink(name, to string) entry {
 	return entry{name: name, link: to, kind: tar.TypeLink, sec: 1000}
 }

@@ -323,11 +323,11 @@ func (f *flattener) metadata(h *tar.Header) (*node, error) {
 		return nil, fmt.Errorf("owner %d:%d is out of range", h.Uid, h.Gid)
 	}
 	n := &node{
-		mode: uint32(h.Mode & 0o7777), //nolint:gosec // masked
-		uid:  uint32(h.Uid),           //nolint:gosec // checked above
-		gid:  uint32(h.Gid),           //nolint:gosec // checked above
+		mode: uint32(h.Mode & 0o7777),
+		uid:  uint32(h.Uid),
+		gid:  uint32(h.Gid),
 		sec:  min(max(h.ModTime.Unix(), minTime), maxTime),
-		nsec: uint32(h.ModTime.Nanosecond()), //nolint:gosec // below 1e9
+		nsec: uint32(h.ModTime.Nanosecond()),
 	}
 	var err error
 	n.xattrs, err = f.attributes(h)

@@ -95,12 +95,12 @@ type dirent struct {
 }
 
 func newEditor(image io.ReaderAt) (*editor, error) {
-	b := make([]byte, superOffset+128)
-	if _, err := image.ReadAt(b, 0); err != nil {
+	var b [superOffset + 128]byte
+	if _, err := image.ReadAt(b[:], 0); err != nil {
 		return nil, err
 	}
 	le := binary.LittleEndian
-	if le.Uint32(b[superOffset:]) != superMagic || 1<<b[superOffset+12] != blockSize {
+	if le.Uint32(b[superOffset:]) != superMagic || 1<<b[superOffset+12] != blockSize { //nolint:gosec // within b
 		return nil, errFormat
 	}
 	return &editor{
@@ -148,7 +148,7 @@ func (e *editor) dir(p string) (map[string]dirent, error) {
 
 // list reads the folder with that inode.
 func (e *editor) list(nid uint64) (map[string]dirent, error) {
-	at := e.meta + int64(nid)*inodeSlot //nolint:gosec // of an image that was just written
+	at := e.meta + int64(nid)*inodeSlot
 	var inode [64]byte
 	if n, err := e.image.ReadAt(inode[:], at); n < inodeSlot {
 		return nil, err

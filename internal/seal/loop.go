@@ -25,7 +25,7 @@ func attachLoop(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	defer func() { _ = control.Close() }()
-	config := unix.LoopConfig{Fd: uint32(f.Fd()), Size: blockSize} //nolint:gosec // a file descriptor
+	config := unix.LoopConfig{Fd: uint32(f.Fd()), Size: blockSize}
 	config.Info.Flags = unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR
 	for range 64 { // others may take the free device first
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)

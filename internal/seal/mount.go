@@ -170,7 +170,7 @@ func (s *Sealer) saveIdentity(key Key, is identity) error {
 // straight from the file where the kernel can (6.12 and later, for most file
 // systems beneath), else by a loop device.
 func mountFile(f *os.File, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // in a folder of root's own; the image has modes of its own
 		return fmt.Errorf("mount seal: %w", err)
 	}
 	err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), dir, "erofs", mountFlags, "")

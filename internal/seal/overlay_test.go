@@ -99,7 +99,7 @@ func describeTree(t *testing.T, root string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
 	inodes := map[uint64][]string{}
-	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -162,11 +162,11 @@ func attributesOf(t *testing.T, p string) string {
 		}
 		found[name] = string(value[:k])
 	}
-	s := ""
+	var s strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(found)) {
-		s += fmt.Sprintf(" %s=%q", name, found[name])
+		fmt.Fprintf(&s, " %s=%q", name, found[name])
 	}
-	return s
+	return s.String()
 }
 
 // trickyImages are layers whose meaning has been got wrong by someone.
@@ -197,8 +197,10 @@ func trickyImages(t *testing.T) map[string][][]byte {
 		"beneath a link to nowhere":     {base, layer(t, symlink("way", "/opt/x")), layer(t, file("way/y", "y"))},
 		"whiteout beneath a link":       {base, layer(t, file("lib/.wh.a.so", ""))},
 		"beneath links that climb":      {base, layer(t, symlink("up", "../../../../usr/lib")), layer(t, file("up/c.so", "c"))},
-		"hard links": {layer(t, file("a", strings.Repeat("a", 9000)), hardlink("b", "a"), folderAt("d"), hardlink("d/c", "b"), symlink("s", "a"), entry{name: "s2", link: "s", kind: tar.TypeLink, sec: 3000}),
-			layer(t, file("later", "l"))},
+		"hard links": {
+			layer(t, file("a", strings.Repeat("a", 9000)), hardlink("b", "a"), folderAt("d"), hardlink("d/c", "b"), symlink("s", "a"), entry{name: "s2", link: "s", kind: tar.TypeLink, sec: 3000}),
+			layer(t, file("later", "l")),
+		},
 		"hard link to a lower layer":    {base, layer(t, hardlink("f2", "f"))},
 		"hard link through a link":      {base, layer(t, hardlink("a2.so", "lib/a.so"))},
 		"hard link and whiteout of one": {layer(t, file("a", "a"), hardlink("b", "a"), hardlink("c", "a")), layer(t, file(".wh.a", ""))},

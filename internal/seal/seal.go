@@ -59,6 +59,8 @@ type Options struct {
 	Store    Store
 	Log      *slog.Logger // nil discards
 	Limits   Limits       // zero means DefaultLimits
+
+	known *knownLayers
 }
 
 // Key names a seal: the hex digest of image, mount points and format.
@@ -141,6 +143,7 @@ func New(opt Options) (*Sealer, error) {
 		}
 		*dir = abs
 	}
+	opt.known = &knownLayers{}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("open seals: %w", err)
@@ -221,6 +224,8 @@ func (s *Sealer) join(key Key, do func(context.Context) (Root, error)) *flight {
 }
 
 // start begins work on a key; s.mu is held. Close waits for it.
+//
+//nolint:contextcheck // it is for all who wait, not for the one who began it
 func (s *Sealer) start(key Key, do func(context.Context) (Root, error)) *flight {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &flight{done: make(chan struct{}), cancel: cancel}
