@@ -215,7 +215,7 @@ func write(conn *net.UnixConn, m message, oob []byte) error {
 	b := make([]byte, headerSize, headerSize+len(m.text))
 	copy(b, magic)
 	b[4], b[5] = version, byte(m.kind)
-	binary.BigEndian.PutUint16(b[6:], uint16(len(m.text))) //nolint:gosec // at most MaxName
+	binary.BigEndian.PutUint16(b[6:], uint16(len(m.text))) // at most MaxName
 	copy(b[8:], m.mark[:])
 	b = append(b, m.text...)
 	n, _, err := conn.WriteMsgUnix(b, oob, nil)

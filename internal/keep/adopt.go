@@ -77,12 +77,12 @@ const reapWait = 200
 // strangerExit is the end of a process that is not the keeper's child. Linux
 // 6.15 and later know its exit status, once its parent has waited for it.
 func strangerExit(pidfd int) *kiln.Exit {
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd)}}, reapWait) //nolint:gosec // a file's number; POLLHUP needs no asking
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd)}}, reapWait) // POLLHUP needs no asking
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 	if err := unix.IoctlPidfdInfo(pidfd, &info); err != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
 		return lost()
 	}
-	return exitOf(unix.WaitStatus(info.Exit_code)) //nolint:gosec // the form that wait gives
+	return exitOf(unix.WaitStatus(info.Exit_code)) // the form that wait gives
 }
 
 // openProcess opens a process of which the start time is known.
@@ -124,7 +124,7 @@ func endOrphan(was *started) {
 	}
 	defer func() { _ = unix.Close(pidfd) }()
 	if unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) == nil {
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000) //nolint:gosec // a file's number
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000)
 	}
 }
 

@@ -54,7 +54,7 @@ func startKeeper(dataDir string, command []string) (<-chan error, error) {
 		return nil, fmt.Errorf("open the keeper's log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command(command[0], command[1:]...) //nolint:noctx // it outlives every context
+	cmd := exec.Command(command[0], command[1:]...) // it outlives every context
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

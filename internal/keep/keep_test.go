@@ -179,14 +179,14 @@ func TestOrphansAreReaped(t *testing.T) {
 }
 
 func zombies(pids []string) string {
-	states := ""
+	var states []byte
 	for _, pid := range pids {
 		b, _ := os.ReadFile("/proc/" + pid + "/stat")
 		if i := strings.LastIndexByte(string(b), ')'); i >= 0 && len(b) > i+2 {
-			states += string(b[i+2])
+			states = append(states, b[i+2])
 		}
 	}
-	return states
+	return string(states)
 }
 
 // waitUntil asks again every 5 ms until the condition holds.
@@ -213,7 +213,7 @@ func TestGrandchildThatHoldsThePipeDoesNotDelayTheExit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Kill(pid, unix.SIGKILL)
+	defer func() { _ = unix.Kill(pid, unix.SIGKILL) }()
 	if err := unix.Kill(s.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

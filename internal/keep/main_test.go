@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(code), 0, 0) // at once, also under the race detector
 		case "role=dial":
 			_, err := Dial(os.Args[2])
-			fmt.Print(err)
+			_, _ = fmt.Fprint(os.Stdout, err)
 			os.Exit(0)
 		case "role=launch":
 			fmt.Fprintln(os.Stderr, Launch(os.Args[2:]))
@@ -120,7 +121,7 @@ func gatewayRole() int {
 		go answerAll(l, whoami)
 		return nil
 	})
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return 0
 	}
 	return 1

@@ -46,7 +46,7 @@ func newPump(log *slog.Logger) (*pump, error) {
 		handlers: map[int]func(){}, done: make(chan struct{}),
 	}
 	p.handlers[wake] = func() { _, _ = unix.Read(wake, p.buf[:8]) }
-	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)}); err != nil { //nolint:gosec // a file's number
+	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)}); err != nil {
 		_, _ = unix.Close(epoll), unix.Close(wake)
 		return nil, fmt.Errorf("read log pipes: %w", err)
 	}
@@ -119,7 +119,7 @@ func (p *pump) close() {
 // pump's goroutine only.
 func (p *pump) watch(fd int, handle func()) {
 	p.handlers[fd] = handle
-	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil { //nolint:gosec // a file's number
+	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 		p.log.Error("a file cannot be watched", "error", err)
 	}
 }

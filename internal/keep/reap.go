@@ -57,7 +57,7 @@ func (r *reaper) reap() bool {
 	defer r.mu.Unlock()
 	var status unix.WaitStatus
 	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-	if err == unix.EINTR { //nolint:errorlint // an errno
+	if err == unix.EINTR {
 		return true
 	}
 	if err != nil || pid <= 0 {

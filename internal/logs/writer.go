@@ -188,8 +188,8 @@ func (w *Writer) restart(cause error) {
 }
 
 func (w *Writer) lose(lines int) {
-	w.lost += uint64(lines)   //nolint:gosec // never negative
-	w.untold += uint64(lines) //nolint:gosec // never negative
+	w.lost += uint64(lines)
+	w.untold += uint64(lines)
 }
 
 // tell writes how many lines were lost, where they would have been.
