@@ -85,11 +85,11 @@ func TestBombs(t *testing.T) {
 }
 
 func manyForEach(n int) string {
-	src := ""
+	var src strings.Builder
 	for i := range n {
-		src += fmt.Sprintf("image \"i%d\" {\n for_each = toset([for x in range(1000) : \"a${x}\"])\n reference = \"docker.io/library/a:1\"\n}\n", i)
+		fmt.Fprintf(&src, "image \"i%d\" {\n for_each = toset([for x in range(1000) : \"a${x}\"])\n reference = \"docker.io/library/a:1\"\n}\n", i)
 	}
-	return src
+	return src.String()
 }
 
 // TestLargeIsFine loads a definition as large as somebody may really write.

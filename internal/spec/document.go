@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -133,7 +134,7 @@ func attributes(body *hclsyntax.Body) []*hclsyntax.Attribute {
 // repeated, or of a later version.
 func checkBody(body *hclsyntax.Body, s *blockSchema, r *report) {
 	for _, a := range attributes(body) {
-		if _, ok := s.argument(a.Name); !ok && !s.Free {
+		if !s.Free && !s.hasArgument(a.Name) {
 			unknownArgument(a, s, r)
 		}
 	}
@@ -174,11 +175,10 @@ func unknownArgument(a *hclsyntax.Attribute, s *blockSchema, r *report) {
 }
 
 func unknownBlock(b *hclsyntax.Block, s *blockSchema, r *report) {
-	_, isArgument := s.argument(b.Type)
 	switch {
 	case slices.Contains(s.Later, b.Type):
 		later(b.TypeRange, b.Type, r)
-	case isArgument:
+	case s.hasArgument(b.Type):
 		r.error(b.TypeRange, "Unsupported block", "%q is an argument: write it as %s = ..., with an equals sign.", b.Type, b.Type)
 	default:
 		r.error(b.TypeRange, "Unsupported block", "There is no block %q here.%s", b.Type, suggest(b.Type, s.blockNames()))
@@ -192,11 +192,12 @@ func later(at hcl.Range, what string, r *report) {
 // checkLabels says whether the block's labels are what its kind wants.
 func checkLabels(b *hclsyntax.Block, s *blockSchema, r *report) bool {
 	if len(b.Labels) != len(s.Labels) {
-		example := s.Name
+		var example strings.Builder
+		example.WriteString(s.Name)
 		for _, l := range s.Labels {
-			example += ` "` + strings.ToUpper(l) + `"`
+			fmt.Fprintf(&example, " %q", strings.ToUpper(l))
 		}
-		r.error(b.DefRange(), "Wrong labels", "It has %d, and is written %s { ... }.", len(b.Labels), example)
+		r.error(b.DefRange(), "Wrong labels", "It has %d, and is written %s { ... }.", len(b.Labels), example.String())
 		return false
 	}
 	if len(b.Labels) == 0 {

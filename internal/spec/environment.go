@@ -36,8 +36,7 @@ func (l *loader) environments() []environment {
 		d := l.scope.decode(b.Body, nil)
 		plain := true
 		for _, a := range attributes(b.Body) {
-			_, ok := l.scope.constant(a.Expr, constantEnvironment)
-			plain = plain && ok
+			plain = l.scope.constant(a.Expr, constantEnvironment) && plain
 		}
 		if !plain {
 			continue

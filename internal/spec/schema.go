@@ -1,5 +1,7 @@
 package spec
 
+import "slices"
+
 // argumentSchema is one argument of a block. Type, Default and Range are the
 // words that the reference shows.
 type argumentSchema struct {
@@ -29,13 +31,8 @@ type blockSchema struct {
 	Blocks     []blockSchema
 }
 
-func (s *blockSchema) argument(name string) (argumentSchema, bool) {
-	for _, a := range s.Arguments {
-		if a.Name == name {
-			return a, true
-		}
-	}
-	return argumentSchema{}, false
+func (s *blockSchema) hasArgument(name string) bool {
+	return slices.ContainsFunc(s.Arguments, func(a argumentSchema) bool { return a.Name == name })
 }
 
 func (s *blockSchema) block(name string) (*blockSchema, bool) {

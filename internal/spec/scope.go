@@ -62,14 +62,15 @@ func (s *scope) eval(expr hclsyntax.Expression, each *instance) (value cty.Value
 	return s.value(expr, ctx)
 }
 
-// constant evaluates an expression that may not refer to anything; why is said
-// when it does.
-func (s *scope) constant(expr hclsyntax.Expression, why string) (cty.Value, bool) {
+// constant checks an expression that may not refer to anything; why is said
+// when it does. It returns false when there was an error, which is reported.
+func (s *scope) constant(expr hclsyntax.Expression, why string) bool {
 	if refs := s.references(expr); len(refs) > 0 {
 		s.report.error(refs[0].SourceRange(), "No references here", "%s", why)
-		return cty.DynamicVal, false
+		return false
 	}
-	return s.value(expr, &hcl.EvalContext{Functions: s.functions})
+	_, ok := s.value(expr, &hcl.EvalContext{Functions: s.functions})
+	return ok
 }
 
 func (s *scope) value(expr hclsyntax.Expression, ctx *hcl.EvalContext) (value cty.Value, ok bool) {

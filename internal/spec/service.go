@@ -14,7 +14,7 @@ import (
 )
 
 // services reads all service blocks, sorted by name.
-func (l *loader) services(images []kiln.Image) []kiln.Service {
+func (l *loader) services() []kiln.Service {
 	var out []kiln.Service
 	instances := l.all("service")
 	names := map[string]bool{}

@@ -142,7 +142,7 @@ func (l *loader) load() (def *Definition) {
 	l.scope.evaluateLocals()
 	def = &Definition{Values: values, Environment: environment.Environment}
 	def.Spec.Images = l.images()
-	def.Spec.Services = l.services(def.Spec.Images)
+	def.Spec.Services = l.services()
 	def.Spec.Routes = l.routes(def.Spec.Services)
 	for _, e := range environments {
 		def.Spec.Environments = append(def.Spec.Environments, e.Environment)

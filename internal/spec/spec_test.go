@@ -178,12 +178,12 @@ func TestFiles(t *testing.T) {
 }`, "sub/b": "b", "sub/c": "c",
 	})
 	fsys["link"] = &fstest.MapFile{Data: []byte("sub/c"), Mode: fs.ModeSymlink | 0o777}
-	def, err := spec.Load(fsys, spec.Options{})
+	_, err := spec.Load(fsys, spec.Options{})
 	if err == nil || !strings.Contains(diagnostics(err), "not a regular file") {
 		t.Fatalf("a folder counts as a file: %v", err)
 	}
 	fsys["kiln.hcl"].Data = bytes.ReplaceAll(fsys["kiln.hcl"].Data, []byte(` || fileexists("sub")`), nil)
-	def, err = spec.Load(fsys, spec.Options{})
+	def, err := spec.Load(fsys, spec.Options{})
 	if err != nil {
 		t.Fatal(diagnostics(err))
 	}

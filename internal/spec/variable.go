@@ -53,7 +53,7 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	d := l.scope.decode(b.Body, nil)
 	for _, constant := range []string{"default", "description", "sensitive"} {
 		if a := b.Body.Attributes[constant]; a != nil {
-			if _, ok := l.scope.constant(a.Expr, "Variables are read first, so this must be a constant."); !ok {
+			if !l.scope.constant(a.Expr, "Variables are read first, so this must be a constant.") {
 				return cty.DynamicVal, false
 			}
 		}
