@@ -152,7 +152,7 @@ func (c *composition) add(in types.ServiceConfig) {
 // image returns the name of the image block of a service.
 func (c *composition) image(in types.ServiceConfig, s *service) string {
 	if in.Build == nil {
-		return c.pulled(in, s)
+		return c.pulled(in)
 	}
 	out := image{name: c.imageSet.make(in.Name), context: in.Build.Context, args: map[string]string{}, platform: in.Platform, target: in.Build.Target}
 	if out.context == "" {
@@ -213,7 +213,7 @@ func (c *composition) exposeOfDockerfile(i image, s *service) {
 }
 
 // pulled returns the name of the image block of a reference.
-func (c *composition) pulled(in types.ServiceConfig, s *service) string {
+func (c *composition) pulled(in types.ServiceConfig) string {
 	reference, notes := normalReference(in.Image)
 	if name, ok := c.images[reference]; ok {
 		return name

@@ -3,6 +3,8 @@ package scaffold
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,11 +26,7 @@ const exampleEgress = `| egress = ["api.example.com:443"]`
 
 // inherit copies a stage, as FROM does.
 func (s stage) inherit() stage {
-	out := stage{expose: append([]string{}, s.expose...), health: s.health, volumes: append([]string{}, s.volumes...), env: map[string]string{}}
-	for k, v := range s.env {
-		out.env[k] = v
-	}
-	return out
+	return stage{expose: slices.Clone(s.expose), health: s.health, volumes: slices.Clone(s.volumes), env: maps.Clone(s.env)}
 }
 
 // parseDockerfile returns what the last stage, or the target, says.
@@ -38,49 +36,54 @@ func parseDockerfile(src []byte, target string) (stage, error) {
 		return stage{}, fmt.Errorf("read the Dockerfile: %w", err)
 	}
 	stages := map[string]stage{}
-	global, now, name := map[string]string{}, stage{env: map[string]string{}}, ""
+	var global map[string]string
+	now, name := stage{env: map[string]string{}}, "" // of no stage: what stands before the first FROM
 	for i, n := 0, result.AST.Children; i < len(n); i++ {
 		words := values(n[i])
-		switch instruction := strings.ToLower(n[i].Value); instruction {
-		case "from":
-			if name != "" && name == target {
+		if strings.EqualFold(n[i].Value, "from") {
+			switch name {
+			case "":
+				global = now.env
+			case target:
 				return now, nil
 			}
 			now, name = from(words, stages, global)
-		case "arg":
-			for _, word := range words {
-				k, v, _ := strings.Cut(word, "=")
-				if _, ok := now.env[k]; !ok {
-					now.env[k] = strings.Trim(v, `"'`)
-				}
-				if len(stages) == 0 && name == "" {
-					global[k] = strings.Trim(v, `"'`)
-				}
-			}
-		case "env":
-			for j := 0; j+1 < len(words); j += 3 {
-				now.env[words[j]] = strings.Trim(words[j+1], `"'`)
-			}
-		case "expose":
-			for _, word := range words {
-				now.expose = append(now.expose, expand(word, now.env))
-			}
-		case "volume":
-			now.volumes = append(now.volumes, words...)
-		case "healthcheck":
-			now.health = n[i]
+		} else {
+			now.add(n[i], words)
 		}
 		stages[name] = now
 	}
 	return now, nil
 }
 
+// add takes in an instruction of the stage.
+func (s *stage) add(n *parser.Node, words []string) {
+	switch strings.ToLower(n.Value) {
+	case "arg":
+		for _, word := range words {
+			k, v, _ := strings.Cut(word, "=")
+			if _, ok := s.env[k]; !ok {
+				s.env[k] = strings.Trim(v, `"'`)
+			}
+		}
+	case "env":
+		for j := 0; j+1 < len(words); j += 3 {
+			s.env[words[j]] = strings.Trim(words[j+1], `"'`)
+		}
+	case "expose":
+		for _, word := range words {
+			s.expose = append(s.expose, expand(word, s.env))
+		}
+	case "volume":
+		s.volumes = append(s.volumes, words...)
+	case "healthcheck":
+		s.health = n
+	}
+}
+
 // from begins a stage on an earlier one or on an image.
 func from(words []string, stages map[string]stage, global map[string]string) (stage, string) {
-	now := stage{env: map[string]string{}}
-	for k, v := range global {
-		now.env[k] = v
-	}
+	now := stage{env: maps.Clone(global)}
 	if len(words) == 0 {
 		return now, "(unnamed)"
 	}
