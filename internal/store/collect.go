@@ -127,6 +127,13 @@ func (c *collection) choose() error {
 	if err := needed.referrers(c.index.Manifests); err != nil {
 		return err
 	}
+	c.pick(needed, cutoff)
+	return nil
+}
+
+// pick chooses what goes of the rest, until the store is as small as it is to
+// be: blobs of nothing first, then images, both by their last use.
+func (c *collection) pick(needed *marks, cutoff time.Time) {
 	images, owners := c.unneeded(needed)
 	c.drop = map[kiln.Digest]bool{}
 	left := c.total
@@ -137,13 +144,13 @@ func (c *collection) choose() error {
 	}
 	for _, d := range c.oldest(needed, owners, cutoff) {
 		if !over() {
-			return nil
+			return
 		}
 		remove(d)
 	}
 	for _, image := range images {
 		if !over() {
-			return nil
+			return
 		}
 		c.drop[image.root] = true
 		for _, d := range image.blobs {
@@ -152,7 +159,6 @@ func (c *collection) choose() error {
 			}
 		}
 	}
-	return nil
 }
 
 // cachedImage is an entry of index.json that nothing needs, with the blobs

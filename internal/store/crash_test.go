@@ -32,12 +32,14 @@ func work(dir, keep string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ready")
+	if _, err := fmt.Fprintln(os.Stdout, "ready"); err != nil {
+		return err
+	}
 	ctx := context.Background()
 	t := &testing.B{}
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("garbage-%d", i%7)
-		putImage(t, s, name, fmt.Sprint(name, rand.Int())) //nolint:gosec // chance, not secrecy
+		putImage(t, s, name, fmt.Sprint(name, rand.Int()))
 		b := s.NewBatch()
 		for j := range 5 {
 			if _, _, err := b.Put(ctx, strings.NewReader(fmt.Sprint("blob", i, j)), ""); err != nil {
@@ -74,7 +76,7 @@ func TestKilledCollections(t *testing.T) {
 	}
 	for round := range 120 {
 		age(t, s, time.Minute)
-		kill(t, s.Dir(), bundle, time.Duration(rand.IntN(40000))*time.Microsecond) //nolint:gosec // chance, not secrecy
+		kill(t, s.Dir(), bundle, time.Duration(rand.IntN(40000))*time.Microsecond)
 		if _, err := s.Index(t.Context()); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -107,7 +109,7 @@ func TestKilledCollections(t *testing.T) {
 // kill starts a worker and kills it that long after it is ready.
 func kill(t *testing.T, dir string, keep kiln.Digest, after time.Duration) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this binary
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), "KILN_STORE_WORKER="+dir, "KILN_STORE_KEEP="+string(keep))
 	var said strings.Builder
 	cmd.Stderr = &said
