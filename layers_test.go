@@ -84,10 +84,9 @@ func rootImports(imported string) string {
 	if first, _, _ := strings.Cut(imported, "/"); strings.Contains(first, ".") {
 		return "the vocabulary imports the standard library only"
 	}
-	for _, io := range []string{"os", "net", "net/http", "os/exec", "syscall", "math/rand", "math/rand/v2", "log/slog"} {
-		if imported == io {
-			return "the vocabulary does nothing itself"
-		}
+	switch imported {
+	case "os", "net", "net/http", "os/exec", "syscall", "math/rand", "math/rand/v2", "log/slog":
+		return "the vocabulary does nothing itself"
 	}
 	return ""
 }

@@ -31,6 +31,12 @@ func status(t *testing.T, f *Fake, fleet kiln.Fleet) kiln.FleetStatus {
 	return s
 }
 
+// pass lets time go by in a test's bubble, and waits until nothing moves.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // it is the bubble's time
+	synctest.Wait()
+}
+
 func TestFakeKeepsTimeByTimersOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewFake()
@@ -39,13 +45,11 @@ func TestFakeKeepsTimeByTimersOnly(t *testing.T) {
 		if err := f.Apply(t.Context(), "production", []kiln.Fleet{web}, "release 1"); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(59 * time.Second)
-		synctest.Wait()
+		pass(59 * time.Second)
 		if n := status(t, f, web).Ready(); n != 0 {
 			t.Fatalf("%d ready too early", n)
 		}
-		time.Sleep(time.Second)
-		synctest.Wait()
+		pass(time.Second)
 		if n := status(t, f, web).Ready(); n != 3 {
 			t.Fatalf("%d ready, want 3", n)
 		}
@@ -58,14 +62,13 @@ func TestFakeNeverReadyBacksOff(t *testing.T) {
 		f.BehaveService("web", Behaviour{StartFailed: "no such file"})
 		web := fleetOf("web", "1", 1)
 		_ = f.Apply(t.Context(), "production", []kiln.Fleet{web}, "release 1")
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		pass(time.Minute)
 		s := status(t, f, web)
 		if n := len(s.Deaths); n < 10 || n > 20 || s.Deaths[0].Cause.Kind != kiln.CauseStartFailed {
 			t.Fatalf("%d deaths: %+v", n, s.Deaths)
 		}
 		_ = f.Apply(t.Context(), "production", nil, "down")
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 	})
 }
 

@@ -38,7 +38,8 @@ func (f *Fake) match(host, path string) (kiln.PublicRoute, bool) {
 	found := false
 	for _, r := range f.table.Public {
 		prefix := cmp.Or(strings.TrimSuffix(r.Route.Path, "/"), "")
-		if r.Route.Host != host || !(path == prefix || strings.HasPrefix(path, prefix+"/")) {
+		below := path == prefix || strings.HasPrefix(path, prefix+"/")
+		if r.Route.Host != host || !below {
 			continue
 		}
 		if !found || len(prefix) > len(strings.TrimSuffix(best.Route.Path, "/")) {
@@ -100,7 +101,7 @@ func (f *Fake) count(i *fakeInstance, status, size int) {
 		}
 		m.Requests++
 		m.Status[min(max(status/100, 1), 5)-1]++
-		m.BytesOut += uint64(size) //nolint:gosec // never negative
+		m.BytesOut += uint64(size)
 		m.Latency[0]++
 	}
 }

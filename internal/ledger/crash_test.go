@@ -43,7 +43,7 @@ func writeForEver(path string) error {
 				one := l.Append(ctx, kiln.Event{Environment: "p", Kind: "test.written", Subject: subject})
 				mu.Lock()
 				if err = one; err == nil {
-					fmt.Println(subject)
+					_, _ = fmt.Fprintln(os.Stdout, subject)
 				}
 				mu.Unlock()
 			}

@@ -20,7 +20,7 @@ func Reasons(from, to kiln.Template) []string {
 	if from.Platform != to.Platform {
 		out = append(out, fmt.Sprintf("platform: %s -> %s", from.Platform, to.Platform))
 	}
-	if !reflect.DeepEqual(from.Ports, to.Ports) && !(len(from.Ports) == 0 && len(to.Ports) == 0) {
+	if len(from.Ports)+len(to.Ports) > 0 && !reflect.DeepEqual(from.Ports, to.Ports) {
 		out = append(out, fmt.Sprintf("ports: %s -> %s", ports(from.Ports), ports(to.Ports)))
 	}
 	a, b := reflect.ValueOf(from.Config), reflect.ValueOf(to.Config)

@@ -94,7 +94,7 @@ func getHTTP1(ctx context.Context, address netip.AddrPort, path string, body int
 	if err != nil {
 		return 0, nil, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
 			return 0, nil, err
@@ -115,7 +115,7 @@ func getHTTP1(ctx context.Context, address netip.AddrPort, path string, body int
 	if err != nil {
 		return 0, nil, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	if body == 0 {
 		return resp.StatusCode, nil, nil
 	}
@@ -136,7 +136,7 @@ func getH2C(ctx context.Context, address netip.AddrPort, path string, body int64
 	if err != nil {
 		return 0, nil, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, body))
 	return resp.StatusCode, data, err
 }

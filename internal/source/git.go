@@ -112,7 +112,7 @@ func environment() []string {
 
 // run runs git and returns what it wrote.
 func (g git) run(ctx context.Context, args []string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, g.program, append(hardened(), args...)...) //nolint:gosec // constants, and names of filters as values
+	cmd := exec.CommandContext(ctx, g.program, append(hardened(), args...)...)
 	cmd.Dir = g.dir
 	cmd.Env = environment()
 	cmd.WaitDelay = time.Second

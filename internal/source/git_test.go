@@ -127,10 +127,10 @@ func TestHostileRepositoryRunsNothing(t *testing.T) {
 	dir := repository(t)
 	owned := filepath.Join(t.TempDir(), "owned")
 	script := filepath.Join(dir, ".git", "evil")
-	must(t, os.WriteFile(script, []byte("#!/bin/sh\ntouch "+owned+"\ncat\n"), 0o755)) //nolint:gosec // it must be executable
+	must(t, os.WriteFile(script, []byte("#!/bin/sh\ntouch "+owned+"\ncat\n"), 0o755))
 	for _, hook := range []string{"post-index-change", "post-checkout", "fsmonitor-watchman", "reference-transaction"} {
 		must(t, os.MkdirAll(filepath.Join(dir, ".git/hooks"), 0o755))
-		must(t, os.WriteFile(filepath.Join(dir, ".git/hooks", hook), []byte("#!/bin/sh\ntouch "+owned+"\n"), 0o755)) //nolint:gosec // as above
+		must(t, os.WriteFile(filepath.Join(dir, ".git/hooks", hook), []byte("#!/bin/sh\ntouch "+owned+"\n"), 0o755))
 	}
 	write(t, dir, map[string]string{".gitattributes": "* filter=evil diff=evil\n*.x filter=Weird.Name\n", "a.x": "x"})
 	git(t, dir, "add", "--", ".gitattributes", "a.x")

@@ -36,9 +36,9 @@ route "web" {
 `, count, version, host))
 }
 
-func up(r *rig.Rig, args ...string) control.UpResult {
+func up(r *rig.Rig) control.UpResult {
 	var result control.UpResult
-	r.JSON(&result, append([]string{"up"}, args...)...)
+	r.JSON(&result, "up")
 	return result
 }
 

@@ -136,7 +136,7 @@ func (b *bench) print() {
 				verdict = "met"
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.what, r.figure, r.bar, verdict)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.what, r.figure, r.bar, verdict)
 	}
 	_ = w.Flush()
 }

@@ -129,6 +129,8 @@ func (o Options) send(ctx context.Context, client *http.Client, start time.Time,
 }
 
 // one sends one request. It has no context: a request that left is waited for.
+//
+//nolint:contextcheck // see above
 func (o Options) one(client *http.Client) outcome {
 	out := outcome{at: time.Now()}
 	request, err := http.NewRequestWithContext(context.Background(), o.Method, o.URL, bytes.NewReader(o.Body))
