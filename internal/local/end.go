@@ -228,13 +228,16 @@ func (e *Engine) bury(ctx context.Context, in *instance, cause kiln.Cause) {
 		e.plan.Release(in.Address, time.Now().Add(restOfAddress))
 	}
 	env.stir()
-	base, used := e.rootsInUse(in.Environment)
+	base := uint32(0)
+	if share, ok := e.plan.Environments[in.Environment]; ok {
+		base = share.UIDBase
+	}
 	e.mu.Unlock()
 	if len(in.template.Config.Egress) > 0 {
 		e.filter.mark()
 	}
-	if in.root != "" {
-		e.roots.collect(base, used, e.Log)
+	if in.root != "" && base != 0 {
+		e.collectRoots(in.Environment, base)
 	}
 	close(in.gone)
 }

@@ -242,7 +242,7 @@ func (e *Engine) closeEnvironment(env *environment) {
 	}
 	e.traffic.mark()
 	e.filter.mark()
-	e.goAlong(func(context.Context) { e.roots.collect(base, nil, e.Log) })
+	e.goAlong(func(context.Context) { e.collectRoots(env.name, base) })
 }
 
 // Observe implements kiln.Engine.

@@ -97,6 +97,7 @@ func (b *bed) reboot() {
 }
 
 func (b *bed) clean() {
+	defer b.remove() // also when something did not end
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if b.Engine != nil {
@@ -109,6 +110,7 @@ func (b *bed) clean() {
 			case <-time.After(50 * time.Millisecond):
 			case <-ctx.Done():
 				b.t.Error("the environments did not end")
+				b.stop()
 				return
 			}
 		}
@@ -123,6 +125,10 @@ func (b *bed) clean() {
 			b.t.Error(err)
 		}
 	}
+}
+
+// remove ends the processes, looks for what is left, and removes the folder.
+func (b *bed) remove() {
 	if b.real != nil {
 		b.real.end(b.t)
 	}

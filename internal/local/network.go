@@ -233,7 +233,7 @@ func (e *Engine) clear(ctx context.Context) error {
 	defer e.publishing.Unlock()
 	e.pool.close()
 	for _, base := range e.roots.bases() {
-		e.roots.collect(base, nil, e.Log)
+		e.roots.collect(base, theseRoots(nil), e.Log)
 	}
 	_, swept := netns.Sweep(e.linkPrefix(), nil)
 	errs := []error{nft.Remove(e.tableName()), swept, e.shelf.Remove(), netns.Unfence(e.plan.Subnet), e.groups.RemoveAll(ctx), e.tap.Close()}

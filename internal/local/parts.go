@@ -169,10 +169,15 @@ func (r *roots) parent(base uint32) string {
 	return filepath.Join(r.dir, strconv.FormatUint(uint64(base), 10))
 }
 
-// collect unmounts the roots of a namespace that are not used.
-func (r *roots) collect(base uint32, used map[string]bool, log *slog.Logger) {
+// collect unmounts the roots of a namespace that are not used. What is used
+// is asked while nothing is mounted; without an answer nothing is collected.
+func (r *roots) collect(base uint32, inUse func() (used map[string]bool, known bool), log *slog.Logger) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	used, known := inUse()
+	if !known {
+		return
+	}
 	entries, err := os.ReadDir(r.parent(base))
 	if err != nil {
 		return
@@ -211,13 +216,31 @@ func (r *roots) bases() []uint32 {
 	return out
 }
 
+// theseRoots is an answer for collect.
+func theseRoots(used map[string]bool) func() (map[string]bool, bool) {
+	return func() (map[string]bool, bool) { return used, true }
+}
+
+// collectRoots unmounts what an environment, whose IDs start at base, does not
+// use any more. Neither e.mu nor the lock of the roots is held.
+func (e *Engine) collectRoots(environment string, base uint32) {
+	e.roots.collect(base, func() (map[string]bool, bool) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.rootsInUse(environment, base)
+	}, e.Log)
+}
+
 // rootsInUse are the roots that instances of an environment have or may get.
-// e.mu is held.
-func (e *Engine) rootsInUse(environment string) (base uint32, used map[string]bool) {
-	used = map[string]bool{}
-	if share, ok := e.plan.Environments[environment]; ok {
-		base = share.UIDBase
+// Nothing is known while one is being prepared, which may have been mounted
+// already, or when another environment has the IDs. e.mu is held.
+func (e *Engine) rootsInUse(environment string, base uint32) (used map[string]bool, known bool) {
+	for name, share := range e.plan.Environments {
+		if name != environment && share.UIDBase == base {
+			return nil, false
+		}
 	}
+	used = map[string]bool{}
 	for _, in := range e.instances {
 		if in.Environment == environment && in.root != "" {
 			used[in.root] = true
@@ -230,11 +253,11 @@ func (e *Engine) rootsInUse(environment string) (base uint32, used map[string]bo
 		select {
 		case <-p.done:
 			used[p.root] = true
-		default: // it may be mounting one right now: collect nothing
-			return 0, used
+		default:
+			return nil, false
 		}
 	}
-	return base, used
+	return used, true
 }
 
 // forgetPrepared drops what was prepared for an environment and is neither

@@ -141,7 +141,7 @@ func (e *Engine) sweepMachine() error {
 				used[root] = true
 			}
 		}
-		e.roots.collect(base, used, e.Log)
+		e.roots.collect(base, theseRoots(used), e.Log)
 	}
 	return nil
 }

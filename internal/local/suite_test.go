@@ -33,6 +33,7 @@ type processes struct {
 	}
 	address string // of public HTTP
 	command *exec.Cmd
+	life    io.Closer // of the keeper, which ends with its gateway when it is closed
 }
 
 // buildProcesses builds the keeper and the gateway, once.
@@ -68,10 +69,15 @@ func newRealBed(t testing.TB) *bed {
 	if testing.Verbose() {
 		cmd.Stderr = t.Output()
 	}
-	if err := cmd.Start(); err != nil {
+	life, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	b.real = &processes{command: cmd, address: freeAddress(t), gateway: realgateway.NewClient(filepath.Join(dir, "run/gateway.sock"))}
+	b.real = &processes{command: cmd, life: life, gateway: realgateway.NewClient(filepath.Join(dir, "run/gateway.sock"))}
+	b.real.address = freeAddress(t)
 	for limit := time.Now().Add(10 * time.Second); ; {
 		if b.real.keeper, err = keep.Dial(filepath.Join(dir, "run/keep.sock")); err == nil {
 			break
@@ -87,18 +93,22 @@ func newRealBed(t testing.TB) *bed {
 
 // end stops keeper and gateway.
 func (p *processes) end(t testing.TB) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if err := p.keeper.Stop(ctx, false); err != nil {
-		t.Error(err)
+	if p.keeper != nil {
+		if err := p.keeper.Stop(ctx, t.Failed()); err != nil {
+			t.Error(err)
+		}
 	}
+	_ = p.life.Close()
 	done := make(chan struct{})
 	go func() { _ = p.command.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-ctx.Done():
 		t.Error("the keeper did not end")
 		_ = p.command.Process.Kill()
+		<-done
 	}
 }
 

@@ -3,7 +3,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 
@@ -26,7 +28,14 @@ func run(args []string) error {
 	}
 	switch args[0] {
 	case "keep":
-		return keep.Run(context.Background(), keep.Options{
+		ctx, stop := context.WithCancelCause(context.Background())
+		// The tests hold the other end, and it closes also when they are
+		// killed: then keeper and gateway end.
+		go func() {
+			_, err := io.Copy(io.Discard, os.Stdin)
+			stop(fmt.Errorf("the tests have ended: %w", errors.Join(io.EOF, err)))
+		}()
+		return keep.Run(ctx, keep.Options{
 			DataDir: args[1], Gateway: []string{self, "gateway"}, Launch: []string{self, "launch"}, Log: log,
 		})
 	case "gateway":
