@@ -43,7 +43,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 	defer f.close()
 	unpacked := opt.Limits.Bytes + slack
 	for i, desc := range m.Layers {
-		n, err := f.blob(ctx, opt.Store, desc, kiln.Digest(config.RootFS.DiffIDs[i]), unpacked)
+		n, err := f.blob(ctx, opt, desc, kiln.Digest(config.RootFS.DiffIDs[i]), unpacked)
 		if err != nil {
 			return built{}, err
 		}
@@ -65,12 +65,13 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 		}
 		return built{}, err
 	}
-	return b, nil
+	return b, f.sound(ctx, opt.Store)
 }
 
-// blob reads one layer's blob, verifies it, and returns the bytes of its tar.
-func (f *flattener) blob(ctx context.Context, store Store, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (int64, error) {
-	s, err := openLayer(store, desc, diffID, limit)
+// blob reads one layer's blob and returns the bytes of its tar. It is verified
+// here, but for a plain one that is sound so far: that is verified by sound.
+func (f *flattener) blob(ctx context.Context, opt Options, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (int64, error) {
+	s, err := openLayer(opt.Store, opt.known, desc, diffID, limit)
 	if err != nil {
 		return 0, err
 	}
@@ -79,15 +80,40 @@ func (f *flattener) blob(ctx context.Context, store Store, desc ocispec.Descript
 	if s.plain {
 		a.plain = s.file
 	}
-	if err := f.layerAt(ctx, kiln.Digest(desc.Digest), a); err != nil {
-		return 0, err
-	}
-	err = s.verify(ctx)
-	if errors.Is(err, errDamagedLayer) {
-		// The store removes it, so that the next bake finds it missing.
-		err = errors.Join(err, store.Verify(ctx, kiln.Digest(desc.Digest)))
+	err = f.layerAt(ctx, kiln.Digest(desc.Digest), a)
+	switch {
+	case err != nil && !s.plain:
+	case err != nil:
+		if damaged := s.sound(ctx, opt.Store); errors.Is(damaged, errDamagedLayer) {
+			err = damaged // which says more
+		}
+	case !s.plain:
+		err = s.sound(ctx, opt.Store)
 	}
 	return s.tar.count(), err
+}
+
+// sound verifies a layer. The store removes a damaged one, so that the next
+// bake finds it missing.
+func (s *layerStream) sound(ctx context.Context, store Store) error {
+	err := s.verify(ctx)
+	if errors.Is(err, errDamagedLayer) {
+		err = errors.Join(err, store.Verify(ctx, kiln.Digest(s.desc.Digest)))
+	}
+	return err
+}
+
+// sound verifies the plain layers.
+func (f *flattener) sound(ctx context.Context, store Store) error {
+	for _, s := range f.opened {
+		if !s.plain {
+			continue
+		}
+		if err := s.sound(ctx, store); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // close closes the layers, once no content of them is needed any more.

@@ -36,12 +36,13 @@ type layerStream struct {
 	file     *os.File
 	packed   hash.Hash      // over the blob, where it is not the tar
 	raw      io.Reader      // the blob, hashed
-	unpacked hash.Hash      // over the tar
-	tar      *boundedReader // the tar, hashed and bounded
+	unpacked hash.Hash      // over the tar, where it is not the blob
+	tar      *boundedReader // the tar, hashed where it is not the blob, and bounded
+	sum      *plainSum      // of the blob, where it is the tar
 	stop     func()
 }
 
-func openLayer(store Store, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (*layerStream, error) {
+func openLayer(store Store, known *knownLayers, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (*layerStream, error) {
 	f, err := store.Open(kiln.Digest(desc.Digest))
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
@@ -53,30 +54,29 @@ func openLayer(store Store, desc ocispec.Descriptor, diffID kiln.Digest, limit i
 		desc: desc, diffID: diffID, plain: compression(desc.MediaType) == "none",
 		file: f, packed: sha256.New(), unpacked: sha256.New(), stop: func() {},
 	}
-	s.raw = io.Reader(f)
-	if !s.plain {
-		s.raw = io.TeeReader(f, s.packed)
+	if s.plain {
+		// Contents are skipped here and copied from the file later, so the
+		// digest is taken beside that, not on the way.
+		s.tar = &boundedReader{r: io.NewSectionReader(f, 0, desc.Size), limit: limit}
+		s.sum = known.sum(f, kiln.Digest(desc.Digest))
+		return s, nil
 	}
+	s.raw = io.TeeReader(f, s.packed)
 	inflated, err := s.inflate(bufio.NewReaderSize(s.raw, 256<<10))
 	if err != nil {
 		s.close()
 		return nil, kiln.Errorf(kiln.CodeInvalid, "", "layer %s: %w", desc.Digest, err)
 	}
-	if !s.plain {
-		ahead := readAhead(inflated)
-		stop := s.stop
-		s.stop = func() { ahead.stop(); stop() }
-		inflated = ahead
-	}
-	s.tar = &boundedReader{r: io.TeeReader(inflated, s.unpacked), limit: limit}
+	ahead := readAhead(inflated)
+	stop := s.stop
+	s.stop = func() { ahead.stop(); stop() }
+	s.tar = &boundedReader{r: io.TeeReader(ahead, s.unpacked), limit: limit}
 	return s, nil
 }
 
 // inflate chooses by media type, never by content.
 func (s *layerStream) inflate(r io.Reader) (io.Reader, error) {
 	switch compression(s.desc.MediaType) {
-	case "none":
-		return r, nil
 	case "gzip":
 		z, err := gzip.NewReader(r)
 		if err != nil {
@@ -119,6 +119,13 @@ func compression(mediaType string) string {
 
 // verify reads what tar readers leave unread and compares both digests.
 func (s *layerStream) verify(ctx context.Context) error {
+	if s.plain {
+		blob, err := s.sum.wait(ctx)
+		if err != nil {
+			return refuse(kiln.Digest(s.desc.Digest), "(end)", err)
+		}
+		return s.compare(blob, blob)
+	}
 	buf := make([]byte, 256<<10)
 	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, &contextReader{ctx, s.tar}, buf)
 	if err == nil { // what the unpacker did not need; it is idle now
@@ -127,11 +134,11 @@ func (s *layerStream) verify(ctx context.Context) error {
 	if err != nil {
 		return refuse(kiln.Digest(s.desc.Digest), "(end)", err)
 	}
-	tar := digestOf(s.unpacked)
-	blob := tar
-	if !s.plain {
-		blob = digestOf(s.packed)
-	}
+	return s.compare(digestOf(s.packed), digestOf(s.unpacked))
+}
+
+// compare holds the digests of blob and tar against those that they must have.
+func (s *layerStream) compare(blob, tar kiln.Digest) error {
 	if blob != kiln.Digest(s.desc.Digest) {
 		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s: %w: its content has the digest %s", s.desc.Digest, errDamagedLayer, blob)
 	}
@@ -143,6 +150,9 @@ func (s *layerStream) verify(ctx context.Context) error {
 
 func (s *layerStream) close() {
 	s.stop()
+	if s.sum != nil {
+		s.sum.stop()
+	}
 	_ = s.file.Close() // it was only read
 }
 
@@ -159,6 +169,23 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 		return 0, errors.New("the layer unpacks to more than allowed")
 	}
 	return n, err
+}
+
+// Seek lets a tar reader pass over contents that are read from the file later.
+// Only a plain layer can.
+func (b *boundedReader) Seek(offset int64, whence int) (int64, error) {
+	s, ok := b.r.(io.Seeker)
+	if !ok {
+		return 0, errors.ErrUnsupported
+	}
+	at, err := s.Seek(offset, whence)
+	if err != nil {
+		return 0, err
+	}
+	if b.n = at; b.n > b.limit {
+		return 0, errors.New("the layer unpacks to more than allowed")
+	}
+	return at, nil
 }
 
 // count returns the bytes read so far.
