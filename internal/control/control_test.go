@@ -43,7 +43,8 @@ func serving(name, version string, count int) kiln.Service {
 }
 
 func worker(name, version string, count int) kiln.Service {
-	return kiln.Service{Name: name, Image: name + "-" + version, Count: count,
+	return kiln.Service{
+		Name: name, Image: name + "-" + version, Count: count,
 		Config: kiln.Config{
 			Env: map[string]string{"VERSION": version}, StartTimeout: 10 * time.Second, Grace: 5 * time.Second, Drain: 5 * time.Second,
 		},
@@ -217,8 +218,11 @@ func check(t *testing.T, err error) {
 }
 
 // settled waits until nothing moves.
-func (b *bench) settled() {
-	time.Sleep(15 * time.Second)
+func (b *bench) settled() { pass(15 * time.Second) }
+
+// pass lets time go by in a test's bubble, and waits until nothing moves.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // it is the bubble's time
 	synctest.Wait()
 }
 
@@ -281,17 +285,18 @@ func (b *bench) wantPublic(want ...kiln.FleetID) {
 	}
 }
 
-func (b *bench) fleet(environment string, s kiln.Service) kiln.FleetID {
-	return kiln.FleetIDOf(environment, kiln.Template{
+// fleet is what a service is in production.
+func (b *bench) fleet(s kiln.Service) kiln.FleetID {
+	return kiln.FleetIDOf("production", kiln.Template{
 		Service: s.Name, Image: kiln.DigestOf([]byte(s.Image)), Platform: "linux/amd64", Ports: s.Ports, Config: s.Config,
 	})
 }
 
-// kinds are the events' kinds of an environment, in order.
-func (b *bench) kinds(environment string) []string {
+// kinds are the kinds of production's events, in order.
+func (b *bench) kinds() []string {
 	b.t.Helper()
 	var out []string
-	check(b.t, b.Events(b.t.Context(), EventQuery{Environment: environment}, func(e kiln.Event) error {
+	check(b.t, b.Events(b.t.Context(), EventQuery{Environment: "production"}, func(e kiln.Event) error {
 		out = append(out, e.Kind)
 		return nil
 	}))

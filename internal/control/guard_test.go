@@ -72,7 +72,7 @@ func TestFleetsLeaveOnlyWhenTheirRequestsAreAnswered(t *testing.T) {
 		"down": func(t *testing.T, b *bench) {
 			go func() { _ = b.Down(t.Context(), DownRequest{Environment: "production"}, nil) }()
 		},
-		"undo": func(t *testing.T, b *bench) {
+		"undo": func(_ *testing.T, b *bench) {
 			a := shop("production", "3")
 			b.engine.BehaveImage(kiln.DigestOf([]byte("mailer-3")), kilntest.Behaviour{StartFailed: "gone"})
 			go func() { _, _ = b.up(a) }()
@@ -88,8 +88,7 @@ func TestFleetsLeaveOnlyWhenTheirRequestsAreAnswered(t *testing.T) {
 				b.engineAs = engine
 				b.start()
 				leave(t, b)
-				time.Sleep(2 * time.Second)
-				synctest.Wait()
+				pass(2 * time.Second)
 				for _, service := range []string{"web 2", "orders 2"} {
 					if b.running("production")[service] == 0 {
 						t.Fatalf("%s left with requests in flight: %v", service, b.running("production"))
@@ -99,8 +98,7 @@ func TestFleetsLeaveOnlyWhenTheirRequestsAreAnswered(t *testing.T) {
 					t.Fatal("the undone release left with requests in flight")
 				}
 				engine.set(0)
-				time.Sleep(200 * time.Millisecond)
-				synctest.Wait()
+				pass(200 * time.Millisecond)
 				left := b.running("production")
 				gone := map[string]string{"rollback": "web 2", "down": "web 1", "undo": "web 3"}[name]
 				if left[gone] != 0 {
@@ -132,8 +130,7 @@ func TestNothingIsDoneThatTheLedgerDoesNotTake(t *testing.T) {
 			_, err := b.up(shop("production", "2"))
 			done <- err
 		}()
-		time.Sleep(10 * time.Second)
-		synctest.Wait()
+		pass(10 * time.Second)
 		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
 		l.set(false)
 		check(t, <-done)

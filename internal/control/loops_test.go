@@ -22,7 +22,7 @@ func TestTheHistoryTellsALife(t *testing.T) {
 		check(t, err)
 		check(t, b.engine.Kill(list[0].ID, kiln.Cause{Kind: kiln.CauseOutOfMemory}))
 		b.settled()
-		kinds := b.kinds("production")
+		kinds := b.kinds()
 		for _, want := range []string{"release.created", "rollout.begun", "instance.born", "instance.ready", "release.live", "instance.died"} {
 			if !slices.Contains(kinds, want) {
 				t.Errorf("no event %s in %v", want, kinds)
@@ -71,8 +71,7 @@ func TestARunningRolloutIsShown(t *testing.T) {
 			_, err := b.up(shop("production", "1"))
 			done <- err
 		}()
-		time.Sleep(time.Second)
-		synctest.Wait()
+		pass(time.Second)
 		s, err := b.Status(t.Context())
 		check(t, err)
 		if r := s.Environments[0].Rollout; r == nil || r.To != 1 || r.Step != "ready" {
@@ -92,10 +91,10 @@ func TestDriftIsMended(t *testing.T) {
 		b.mustUp(a)
 		b.settled()
 		check(t, b.engine.Apply(t.Context(), "production", nil, "somebody else"))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		b.settled()
 		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
-		if !slices.Contains(b.kinds("production"), "drift.mended") {
+		if !slices.Contains(b.kinds(), "drift.mended") {
 			t.Fatal("drift was not told")
 		}
 	})
@@ -155,7 +154,7 @@ func TestThousandsOfInstancesAndAStormOfEvents(t *testing.T) {
 			t.Fatalf("the ledger knows %d instances", len(alive))
 		}
 		count := map[string]int{}
-		for _, kind := range b.kinds("production") {
+		for _, kind := range b.kinds() {
 			count[kind]++
 		}
 		if count["instance.ready"] != 1003 || count["egress.blocked"] != stormBurst || count["events.dropped"] != 1 {
@@ -232,8 +231,7 @@ func TestStorageKeepsWhatReleasesNeed(t *testing.T) {
 			b.mustUp(shop("production", fmt.Sprint(v)))
 			b.settled()
 		}
-		time.Sleep(11 * time.Minute)
-		synctest.Wait()
+		pass(11 * time.Minute)
 		if len(images.keep.Bundles) != keptReleases || len(images.keep.Images) != 3*keptReleases || len(images.keep.Templates) != 6 {
 			t.Fatalf("keep %d bundles, %d images, %d templates", len(images.keep.Bundles), len(images.keep.Images), len(images.keep.Templates))
 		}

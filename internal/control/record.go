@@ -194,8 +194,10 @@ func (c *Control) lived(i kiln.Instance, at time.Time) kiln.Record {
 	if at.IsZero() {
 		at = c.now()
 	}
-	e := kiln.Event{At: at.UTC(), Environment: i.Environment, Kind: "instance." + verb, Subject: i.ID,
-		Message: i.ID + " " + message, Data: instanceData(i)}
+	e := kiln.Event{
+		At: at.UTC(), Environment: i.Environment, Kind: "instance." + verb, Subject: i.ID,
+		Message: i.ID + " " + message, Data: instanceData(i),
+	}
 	return kiln.Record{Instances: []kiln.Instance{i}, Events: []kiln.Event{e}}
 }
 

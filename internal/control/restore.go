@@ -67,8 +67,10 @@ func (c *Control) forsake(ctx context.Context, releases []kiln.Release, rolling 
 		releases[i].State = kiln.ReleaseFailed
 		err := c.ledger.Commit(ctx, kiln.Record{
 			Marks: []kiln.ReleaseMark{{Environment: r.Environment, Number: r.Number, State: kiln.ReleaseFailed}},
-			Events: []kiln.Event{{At: c.now().UTC(), Environment: r.Environment, Kind: "release.failed", Subject: subject(r.Number),
-				Message: fmt.Sprintf("release %d did not go live: the control plane ended before its rollout began", r.Number)}},
+			Events: []kiln.Event{{
+				At: c.now().UTC(), Environment: r.Environment, Kind: "release.failed", Subject: subject(r.Number),
+				Message: fmt.Sprintf("release %d did not go live: the control plane ended before its rollout began", r.Number),
+			}},
 		})
 		if err != nil {
 			return fmt.Errorf("record that release %d of %s failed: %w", r.Number, r.Environment, err)

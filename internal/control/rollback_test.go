@@ -27,7 +27,7 @@ func TestRollbackToTheParkedReleaseIsOneSwap(t *testing.T) {
 		if methods := b.engine.Methods()[calls:]; methods[0] != "Route" {
 			t.Fatalf("calls %v, want Route first", methods)
 		}
-		b.wantPublic(b.fleet("production", *first.service("web")))
+		b.wantPublic(b.fleet(*first.service("web")))
 		b.settled()
 		b.wantStates("production", kiln.ReleaseLive, kiln.ReleaseCondemned)
 		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
@@ -154,7 +154,7 @@ func TestLeavingFleetsEndWhenTheirRequestsAreAnswered(t *testing.T) {
 			if c.Method != "Route" {
 				continue
 			}
-			if n := c.Table.Callers[b.fleet("production", *second.service("web"))]; n != 2 {
+			if n := c.Table.Callers[b.fleet(*second.service("web"))]; n != 2 {
 				t.Fatalf("calls of the leaving front end go to release %d", n)
 			}
 			break
@@ -190,7 +190,7 @@ func TestDownEndsAnEnvironment(t *testing.T) {
 }
 
 func TestParkOfZeroEndsAtOnce(t *testing.T) {
-	onBench(t, func(t *testing.T, b *bench) {
+	onBench(t, func(_ *testing.T, b *bench) {
 		b.mustUp(shop("production", "1"))
 		a := shop("production", "2")
 		for i := range a.Services {

@@ -41,6 +41,8 @@ func (c *Control) Run(ctx context.Context) error {
 }
 
 // spawn runs f until the control plane ends; Run waits for it.
+//
+//nolint:contextcheck // what it runs outlives the call that began it
 func (c *Control) spawn(f func(context.Context)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -126,8 +128,10 @@ func (c *Control) unpark(ctx context.Context, name string) error {
 	}
 	return c.end(ctx, name, releases, retiring{
 		states: []kiln.ReleaseState{kiln.ReleaseParked},
-		event: kiln.Event{Kind: "park.ended", Subject: subject(parked.Number),
-			Message: fmt.Sprintf("release %d was parked for as long as its release says", parked.Number)},
+		event: kiln.Event{
+			Kind: "park.ended", Subject: subject(parked.Number),
+			Message: fmt.Sprintf("release %d was parked for as long as its release says", parked.Number),
+		},
 		reason: fmt.Sprintf("release %d is no longer parked", parked.Number),
 	}, newFeed(nil))
 }

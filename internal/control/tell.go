@@ -108,8 +108,10 @@ func (d *drive) evidence(s rollout.State, m kiln.ReleaseMark) map[string]string 
 func (d *drive) announce(s rollout.State) {
 	if n := len(s.Trail); n > 0 {
 		done := s.Trail[n-1]
-		d.feed.send(kiln.Progress{Stage: stage(done.Step), Subject: subject(d.record.To), Step: string(done.Step),
-			Took: done.Took, Done: s.Failure == nil || s.Failure.Step != done.Step, Error: failedAt(s, done.Step)})
+		d.feed.send(kiln.Progress{
+			Stage: stage(done.Step), Subject: subject(d.record.To), Step: string(done.Step),
+			Took: done.Took, Done: s.Failure == nil || s.Failure.Step != done.Step, Error: failedAt(s, done.Step),
+		})
 	}
 	if !s.Ended() {
 		d.feed.send(kiln.Progress{Stage: stage(s.Step), Subject: subject(d.record.To), Step: string(s.Step)})

@@ -30,14 +30,14 @@ func TestUpReplacesAndParks(t *testing.T) {
 		b.settled()
 		b.wantStates("production", kiln.ReleaseParked, kiln.ReleaseLive)
 		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "web 2": 3, "orders 2": 2, "mailer 2": 1})
-		b.wantPublic(b.fleet("production", *second.service("web")))
+		b.wantPublic(b.fleet(*second.service("web")))
 
 		b.mustUp(shop("production", "3"))
 		b.settled()
 		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseParked, kiln.ReleaseLive)
 		b.wantRunning("production", map[string]int{"web 2": 3, "orders 2": 2, "web 3": 3, "orders 3": 2, "mailer 3": 1})
 
-		time.Sleep(31 * time.Minute)
+		pass(31 * time.Minute)
 		b.settled()
 		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseRetired, kiln.ReleaseLive)
 		b.wantRunning("production", map[string]int{"web 3": 3, "orders 3": 2, "mailer 3": 1})
@@ -116,7 +116,7 @@ func TestFailuresBeforeTheSwitchLeaveTheOldRelease(t *testing.T) {
 				b.settled()
 				b.wantStates("production", kiln.ReleaseLive, kiln.ReleaseFailed)
 				b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
-				b.wantPublic(b.fleet("production", *first.service("web")))
+				b.wantPublic(b.fleet(*first.service("web")))
 				b.mustUp(shop("production", "3"))
 			})
 		})
@@ -245,7 +245,7 @@ func TestAClientThatGoesAway(t *testing.T) {
 			_, err := b.Up(ctx, shop("production", "1").request(), nil)
 			done <- err
 		}()
-		time.Sleep(time.Second)
+		pass(time.Second)
 		cancel()
 		if err := <-done; err == nil {
 			t.Fatal("up waited for nobody")
