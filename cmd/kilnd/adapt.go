@@ -148,3 +148,27 @@ func (c caches) Collect(ctx context.Context, _ control.Keep, want int64) (int64,
 	after, err := c.Usage(ctx)
 	return max(0, before-after), err
 }
+
+// writings are what instances wrote. Their share is what is left of the bound,
+// under pressure only: without it the engine bounds them by itself.
+type writings struct {
+	engine interface {
+		LogUsage() (int64, error)
+		CollectLogs(keep int64) (int64, error)
+	}
+}
+
+func (w writings) Usage(context.Context) (int64, error) { return w.engine.LogUsage() }
+
+// Collect removes logs of the dead until want bytes are freed. Those of the
+// living stay.
+func (w writings) Collect(_ context.Context, _ control.Keep, want int64) (int64, error) {
+	if want <= 0 {
+		return 0, nil
+	}
+	used, err := w.engine.LogUsage()
+	if err != nil {
+		return 0, err
+	}
+	return w.engine.CollectLogs(max(0, used-want))
+}

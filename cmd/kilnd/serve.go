@@ -57,6 +57,7 @@ type plane struct {
 	log     *slog.Logger
 	started time.Time
 
+	reserve *reserve
 	ledger  *ledger.Ledger
 	store   *store.Store
 	sealer  *seal.Sealer
@@ -82,8 +83,9 @@ func assemble(ctx context.Context, c config, log *slog.Logger) (*plane, error) {
 		}
 	}
 	p.control = control.New(control.Options{
-		Ledger: p.ledger, Store: p.store, Baker: baker{p.baker, p.store}, Engine: p.engine, Loader: loader{},
-		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}}, StorageMax: c.storageMax,
+		Ledger: durableLedger{p.ledger, p.reserve}, Store: p.store, Baker: baker{p.baker, p.store},
+		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
+		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: c.storageMax,
 		Log: log, Version: version, PublicURL: publicURL(c),
 	})
 	return p, nil
@@ -105,10 +107,21 @@ func (p *plane) dir(elements ...string) string {
 }
 
 func (p *plane) openLedger(ctx context.Context) (err error) {
-	if p.ledger, err = ledger.Open(ctx, p.dir("ledger", "ledger.db")); err == nil {
-		p.later(p.ledger.Close)
+	if err := os.MkdirAll(p.dir("ledger"), 0o700); err != nil {
+		return fmt.Errorf("open the ledger: %w", err)
 	}
-	return err
+	p.reserve = newReserve(p.dir("ledger", "reserve"), p.log)
+	err = p.reserve.write(ctx, func() (err error) {
+		p.ledger, err = ledger.Open(ctx, p.dir("ledger", "ledger.db"))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	p.later(p.ledger.Close)
+	p.reserve.ledger = p.ledger
+	p.reserve.take()
+	return nil
 }
 
 func (p *plane) openStore(context.Context) (err error) {
@@ -182,6 +195,7 @@ func (p *plane) run(ctx context.Context) error {
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
+	group.Go(func() error { return p.reserve.run(ctx) })
 	group.Go(func() error { return p.engine.Serve(ctx) })
 	group.Go(func() error { return p.control.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx, listener, handler, answerGrace, p.log) })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +48,15 @@ func (r *Reserve) Held() bool {
 	var st unix.Stat_t
 	err := unix.Lstat(r.path, &st)
 	return err == nil && st.Size >= r.size && st.Blocks*512 >= r.size
+}
+
+// Free returns the bytes that the disk has left.
+func (r *Reserve) Free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(r.path), &st); err != nil {
+		return 0, fmt.Errorf("ask for free disk: %w", err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // no disk is that large
 }
 
 // Release gives the room back. Not held, it does nothing.
