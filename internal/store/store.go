@@ -154,10 +154,18 @@ func (s *Store) blobPath(d kiln.Digest) (string, error) {
 	return filepath.Join(s.dir, "blobs", "sha256", d.Hex()), nil
 }
 
+// coarse is how exactly the time of a blob's last use is known. It is far
+// below the grace of a collection, and what is used all the time keeps its
+// ctime, by which others tell whether it was written to.
+const coarse = 5 * time.Minute
+
 // touch records a use. That it may be lost, or that the blob may have gone
 // meanwhile, changes only the order of eviction.
 func (s *Store) touch(path string) {
 	now := s.now()
+	if info, err := os.Lstat(path); err == nil && now.Sub(info.ModTime()).Abs() < coarse {
+		return
+	}
 	_ = os.Chtimes(path, now, now)
 }
 
