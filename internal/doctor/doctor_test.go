@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -102,6 +103,56 @@ func TestChecks(t *testing.T) {
 				if f.State != OK && f.Fix == "" {
 					t.Errorf("%s does not say what mends it", f.Check)
 				}
+			}
+		})
+	}
+}
+
+func TestADroppingChainIsNamedWithWhatMendsIt(t *testing.T) {
+	const chains = `table ip filter {
+	chain FORWARD {
+		type filter hook forward priority filter; policy drop;
+	}
+	chain DOCKER-USER {
+	}
+}
+table ip6 filter {
+	chain FORWARD {
+		type filter hook forward priority filter; policy drop;
+	}
+}
+table inet mine {
+	chain in {
+		type filter hook input priority filter; policy drop;
+	}
+	chain through {
+		type filter hook forward priority filter; policy drop;
+	}
+}
+table inet kiln_00aa11 {
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+	}
+}
+`
+	for name, c := range map[string]struct {
+		programs map[string]string
+		fixes    []string
+	}{
+		"Docker": {map[string]string{"iptables": "-P FORWARD DROP\n-N DOCKER-USER\n", "nft": chains},
+			[]string{throughDocker, "nft 'chain inet mine through { policy accept; }'"}},
+		"without iptables": {map[string]string{"nft": chains},
+			[]string{"nft 'chain ip filter FORWARD { policy accept; }'", "nft 'chain inet mine through { policy accept; }'"}},
+		"iptables alone": {map[string]string{"iptables": "-P FORWARD DROP\n"}, []string{"iptables -P FORWARD ACCEPT"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := machine(t, map[string]string{"proc/sys/net/ipv4/ip_forward": "1"}, c.programs)
+			var fixes []string
+			for _, f := range checkForward(t.Context(), h) {
+				fixes = append(fixes, f.Fix)
+			}
+			if !slices.Equal(fixes, c.fixes) {
+				t.Errorf("%q, want %q", fixes, c.fixes)
 			}
 		})
 	}

@@ -41,63 +41,76 @@ func checkForward(ctx context.Context, h *host) []Finding {
 		all = append(all, warn("forwarding", "is off: declared egress does not leave the machine until kilnd turns it on",
 			"sysctl -w net.ipv4.ip_forward=1")...)
 	}
-	switch who := h.dropper(ctx); who {
-	case "":
+	found := h.droppers(ctx)
+	if len(found) == 0 {
 		return append(all, ok("forward policy", "nothing drops what is forwarded")...)
-	case "docker":
-		return append(all, warn("forward policy", "Docker's policy drops what is forwarded: declared egress does not work",
-			"iptables -I DOCKER-USER -i 'k+' -j ACCEPT && iptables -I DOCKER-USER -o 'k+' -j ACCEPT")...)
-	default:
-		return append(all, warn("forward policy", who+" drops what is forwarded: declared egress does not work", "iptables -P FORWARD ACCEPT")...)
 	}
+	for _, d := range found {
+		all = append(all, warn("forward policy", d.who+" drops what is forwarded: declared egress does not work", d.fix)...)
+	}
+	return all
 }
 
-// dropper names who drops forwarded packets: "docker", a table, or "".
-func (h *host) dropper(ctx context.Context) string {
-	docker := h.exists("/run/docker.sock")
-	for _, program := range []string{"iptables", "ip6tables"} {
-		if !h.has(program) {
-			continue
+// dropper is who drops forwarded packets, and the command that ends it.
+type dropper struct{ who, fix string }
+
+// throughDocker lets Kiln's links through before Docker's own rules.
+const throughDocker = "iptables -I DOCKER-USER -i 'k+' -j ACCEPT && iptables -I DOCKER-USER -o 'k+' -j ACCEPT"
+
+// droppers looks with the programs that are there. What iptables shows is in
+// nftables too where it is a front end of it; it is named once.
+func (h *host) droppers(ctx context.Context) []dropper {
+	var all []dropper
+	if h.has("iptables") {
+		out, err := h.Run(ctx, "iptables", "-S")
+		switch {
+		case err != nil || !strings.Contains(string(out), "-P FORWARD DROP"):
+		case strings.Contains(string(out), "DOCKER-USER"):
+			all = append(all, dropper{"Docker's policy", throughDocker})
+		default:
+			all = append(all, dropper{"the policy of iptables", "iptables -P FORWARD ACCEPT"})
 		}
-		out, err := h.Run(ctx, program, "-S")
-		if err != nil || !strings.Contains(string(out), "-P FORWARD DROP") {
-			continue
+	}
+	if h.has("nft") {
+		if out, err := h.Run(ctx, "nft", "list", "chains"); err == nil {
+			all = append(all, droppingChains(string(out), len(all) > 0)...)
 		}
-		if docker || strings.Contains(string(out), "DOCKER-USER") {
-			return "docker"
-		}
-		return "the policy of " + program
 	}
-	if !h.has("nft") {
-		return ""
-	}
-	out, err := h.Run(ctx, "nft", "list", "chains")
-	if err != nil {
-		return ""
-	}
-	return droppingTable(string(out))
+	return all
 }
 
-// droppingTable finds a table with a base chain on forward whose policy is
-// drop, in what `nft list chains` prints. Kiln's own do not count.
-func droppingTable(chains string) string {
-	table := ""
-	for line := range strings.Lines(chains) {
+// droppingChains finds the base chains on forward whose policy is drop, in
+// what `nft list chains` prints. Kiln's own do not count, nor does IPv6, which
+// instances do not have, nor iptables' when it was looked at already.
+func droppingChains(text string, iptables bool) []dropper {
+	var all []dropper
+	table, chain := "", ""
+	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
-		if len(fields) >= 3 && fields[0] == "table" {
+		switch {
+		case len(fields) >= 3 && fields[0] == "table":
 			table = strings.Join(fields[1:3], " ")
+		case len(fields) >= 2 && fields[0] == "chain":
+			chain = fields[1]
 		}
-		if strings.Contains(line, "hook forward") && strings.Contains(line, "policy drop") && !strings.Contains(table, "kiln") {
-			return "table " + table
+		if !strings.Contains(line, "hook forward") || !strings.Contains(line, "policy drop") {
+			continue
 		}
+		family, name, _ := strings.Cut(table, " ")
+		front := table == "ip filter" && chain == "FORWARD"
+		if strings.HasPrefix(name, "kiln_") || family != "ip" && family != "inet" || front && iptables {
+			continue
+		}
+		all = append(all, dropper{"table " + table, fmt.Sprintf("nft 'chain %s %s { policy accept; }'", table, chain)})
 	}
-	return ""
+	return all
 }
 
 func checkFirewalld(_ context.Context, h *host) []Finding {
 	if h.process("firewalld") {
-		return warn("firewalld", "runs: it takes its rules anew whenever it reloads, and may drop the gateway's ports",
-			"systemctl disable --now firewalld, or: firewall-cmd --permanent --add-port=8080/tcp --add-port=8443/tcp && firewall-cmd --reload")
+		return warn("firewalld", "runs: it rejects what is forwarded, so that declared egress does not work, and may drop the gateway's ports",
+			"systemctl disable --now firewalld, or: firewall-cmd --permanent --zone=trusted --add-interface='k+' && "+
+				"firewall-cmd --permanent --add-port=8080/tcp --add-port=8443/tcp && firewall-cmd --reload")
 	}
 	return ok("firewalld", "does not run")
 }

@@ -79,7 +79,7 @@ func (e *Engine) room(total, memory int64, more map[string]int64) error {
 	if err := unix.Statfs(e.paths.root, &disk); err != nil {
 		return fmt.Errorf("ask for free disk: %w", err)
 	}
-	free := int64(disk.Bavail) * disk.Bsize // #nosec G115 -- no disk is that large
+	free := int64(disk.Bavail) * disk.Bsize // no disk is that large
 	if need := total*diskPerInstance + reserveDisk; need > free {
 		return kiln.Errorf(kiln.CodeNoRoom, "free disk space on the file system of the data directory",
 			"%d more instances need about %d MiB of disk, and %d MiB are free", total, need>>20, free>>20)
@@ -105,7 +105,7 @@ func memoryAvailable() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		if rest, ok := strings.CutPrefix(lines.Text(), "MemAvailable:"); ok {

@@ -60,7 +60,7 @@ func startBare(b *testing.B, bed *bed, config []byte, n int) time.Duration {
 			b.Fatal(err)
 		}
 	}
-	run := func(i int, args ...string) {
+	run := func(args ...string) {
 		cmd := exec.Command("runc", append([]string{"--root", filepath.Join(dir, "state")}, args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.Errorf("%v: %v: %s", args, err, out)
@@ -82,7 +82,7 @@ func startBare(b *testing.B, bed *bed, config []byte, n int) time.Duration {
 		}
 	})
 	took := time.Since(began)
-	each(n, func(i int) { run(i, "delete", "--force", "bare-"+strconv.Itoa(i)) })
+	each(n, func(i int) { run("delete", "--force", "bare-"+strconv.Itoa(i)) })
 	return took
 }
 

@@ -189,7 +189,7 @@ func (e *Engine) signal(in *instance, s unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	// The descriptor pins the process; what it is can be asked now.
 	if !e.owns(in.ID, in.PID) {
 		return nil

@@ -66,6 +66,8 @@ func (env *environment) desire(d desired) {
 
 // environment returns an environment, made when it is new. e.mu is held,
 // except before Serve.
+//
+//nolint:contextcheck // an environment outlives the call that names it first
 func (e *Engine) environment(name string) *environment {
 	env, ok := e.environments[name]
 	if !ok {

@@ -62,7 +62,7 @@ func newBed(t testing.TB) *bed {
 // boot makes an engine on the directory and runs it.
 func (b *bed) boot() {
 	b.t.Helper()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

@@ -66,7 +66,7 @@ func wrapInstance(i kiln.Instance, t kiln.Template) *instance {
 // and 4 of chance, base 32, at most 40 characters together.
 func newID(service string, now time.Time) string {
 	var b [9]byte
-	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<14) // #nosec G115 -- after 1970
+	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<14) // after 1970
 	var chance [3]byte
 	_, _ = rand.Read(chance[:])
 	// 50 bits of time, which are whole digits, and 20 of chance.

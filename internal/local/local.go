@@ -131,6 +131,7 @@ type Engine struct {
 	applying     sync.Mutex // held while a desired set is recorded
 	recording    sync.Mutex // held while routes.json is written
 	publishing   sync.Mutex // held while the filter is replaced
+	blockers     string     // foreign chains that were in the way then
 	mu           sync.Mutex
 	plan         *subnet.Plan
 	environments map[string]*environment
@@ -254,6 +255,8 @@ func (e *Engine) Serve(ctx context.Context) error {
 }
 
 // goAlong runs a goroutine as part of Serve, if it runs. e.mu is held.
+//
+//nolint:contextcheck // what it runs outlives the call that began it
 func (e *Engine) goAlong(f func(ctx context.Context)) {
 	if life := e.life; life != nil && life.Err() == nil {
 		e.work.Go(func() { f(life) })
@@ -347,11 +350,11 @@ func (p paths) make() error {
 	// The runtime enters a root as a user of the namespace, who must be able
 	// to pass, and nothing more.
 	for _, dir := range []string{filepath.Dir(p.run), p.run} {
-		if err := os.MkdirAll(dir, 0o711); err != nil { // #nosec G301 -- see above
+		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
 			return err
 		}
 	}
-	return os.Chmod(p.run, 0o711) // #nosec G302 -- see above
+	return os.Chmod(p.run, 0o711) //nolint:gosec // see above
 }
 
 func (p paths) instance(id string) string { return filepath.Join(p.instances, id) }

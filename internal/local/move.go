@@ -33,7 +33,7 @@ func (e *Engine) move() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	taken, err := netns.Taken(e.linkPrefix(), e.shelfName(), netip.Prefix{})
 	if err != nil {
 		return false, err

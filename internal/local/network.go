@@ -51,7 +51,7 @@ func (e *Engine) openPlan() error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	var plan subnet.Plan
 	known, err := readJSON(e.planFile(), &plan)
 	if err != nil {
@@ -96,7 +96,7 @@ func (e *Engine) choosePlan(taken []netip.Prefix, old map[string]*subnet.Environ
 		if err != nil {
 			return err
 		}
-		e.plan = subnet.New(chosen, uint16(1000+seed%60000)) // #nosec G115 -- below 61,000
+		e.plan = subnet.New(chosen, uint16(1000+seed%60000)) // below 61,000
 		if first, err := e.plan.Next(); err == nil && !held(first) {
 			break
 		}
@@ -173,8 +173,23 @@ func (e *Engine) publishFilter(context.Context) error {
 		if err != nil {
 			return fmt.Errorf("switch on IPv4 forwarding: %w", err)
 		}
+		e.warnOfBlockers()
 	}
 	return nft.Apply(r)
+}
+
+// warnOfBlockers tells of foreign chains that stop declared egress, whenever
+// they are others than before. e.publishing is held.
+func (e *Engine) warnOfBlockers() {
+	chains, err := nft.Blockers(e.tableName())
+	text := strings.Join(chains, ", ")
+	switch {
+	case err != nil:
+		e.Log.Warn("look for other firewalls", "error", err)
+	case text != e.blockers && text != "":
+		e.Log.Warn("another firewall drops what is forwarded: declared egress does not work; kiln doctor says what mends it", "chains", text)
+	}
+	e.blockers = text
 }
 
 // ruleset says what may be reached by whom. e.mu is held.

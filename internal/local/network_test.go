@@ -13,10 +13,10 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// dial asks an instance to open a connection and returns what it got.
-func dial(t *testing.T, i kiln.Instance, network, to string) string {
+// dial asks an instance to open a TCP connection and returns what it got.
+func dial(t *testing.T, i kiln.Instance, to string) string {
 	t.Helper()
-	return get(t, i, "/dial?"+url.Values{"net": {network}, "to": {to}}.Encode())
+	return get(t, i, "/dial?"+url.Values{"net": {"tcp"}, "to": {to}}.Encode())
 }
 
 // serveOn listens on an address of the host and answers nothing.
@@ -71,7 +71,7 @@ func TestInstancesReachOnlyTheirOwnEnvironment(t *testing.T) {
 	if c := table.Callers[first.Address]; c.Release != 1 || c.Environment != "test" {
 		t.Errorf("caller %+v", c)
 	}
-	if got := dial(t, first, "tcp", own); got != "<nil>" {
+	if got := dial(t, first, own); got != "<nil>" {
 		t.Errorf("its own environment: %s", got)
 	}
 	for what, to := range map[string]string{
@@ -80,7 +80,7 @@ func TestInstancesReachOnlyTheirOwnEnvironment(t *testing.T) {
 		"the metadata service":  "169.254.169.254:80", "the internet": "192.0.2.99:443",
 		"the host's side": strings.Replace(own, ":80", ":81", 1),
 	} {
-		if got := dial(t, first, "tcp", to); got == "<nil>" || !strings.Contains(got, "refused") && !strings.Contains(got, "unreachable") && !strings.Contains(got, "route") && !strings.Contains(got, "prohibited") {
+		if got := dial(t, first, to); got == "<nil>" || !strings.Contains(got, "refused") && !strings.Contains(got, "unreachable") && !strings.Contains(got, "route") && !strings.Contains(got, "prohibited") {
 			t.Errorf("%s (%s): %q", what, to, got)
 		}
 	}
@@ -94,7 +94,7 @@ func TestBlockedAttemptBecomesAnEvent(t *testing.T) {
 	changes := b.Watch(ctx)
 	began := time.Now()
 	for range 5 {
-		go dial(t, i, "tcp", "192.0.2.99:443")
+		go dial(t, i, "192.0.2.99:443")
 	}
 	for c := range changes {
 		if c.Event == nil {
@@ -123,14 +123,14 @@ func TestDeclaredEgress(t *testing.T) {
 	wide.Template.Service = "wide"
 	o := b.ready(open, wide)
 	for _, f := range o.Fleets {
-		got := dial(t, f.Instances[0], "tcp", target.String())
+		got := dial(t, f.Instances[0], target.String())
 		if f.ID == open.ID() && got != "<nil>" {
 			t.Errorf("declared egress: %s", got)
 		}
 		if f.ID == wide.ID() && got == "<nil>" {
 			t.Error("a wide range opened a private address")
 		}
-		if got := dial(t, f.Instances[0], "tcp", netip.AddrPortFrom(target.Addr(), 9).String()); got == "<nil>" || !strings.Contains(got, "no route") && !strings.Contains(got, "unreachable") && !strings.Contains(got, "prohibited") && !strings.Contains(got, "refused") {
+		if got := dial(t, f.Instances[0], netip.AddrPortFrom(target.Addr(), 9).String()); got == "<nil>" || !strings.Contains(got, "no route") && !strings.Contains(got, "unreachable") && !strings.Contains(got, "prohibited") && !strings.Contains(got, "refused") {
 			t.Errorf("another port: %s", got)
 		}
 	}
@@ -155,8 +155,9 @@ func TestTask(t *testing.T) {
 	}
 	bad := web(1, func(t *kiln.Template) { t.Config.Entrypoint = []string{"/none"} })
 	_, err := b.Run(t.Context(), kiln.Task{Environment: "test", Template: bad.Template})
-	if r, ok := err.(*kiln.Error); err == nil || ok && r.Code != kiln.CodeFailed {
-		t.Logf("a missing program: %v", err)
+	var failed *kiln.Error
+	if !errors.As(err, &failed) || failed.Code != kiln.CodeFailed {
+		t.Errorf("a missing program: %v", err)
 	}
 }
 

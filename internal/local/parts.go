@@ -148,7 +148,7 @@ func (r *roots) open(base uint32, sealed string) (string, error) {
 		return "", err
 	}
 	// Only the namespace's own root may pass.
-	if err := errors.Join(os.Chown(parent, 0, int(base)), os.Chmod(parent, 0o710)); err != nil { // #nosec G302 -- for the group of the namespace
+	if err := errors.Join(os.Chown(parent, 0, int(base)), os.Chmod(parent, 0o710)); err != nil { //nolint:gosec // for the group of the namespace
 		return "", err
 	}
 	user, ok := r.users[base]

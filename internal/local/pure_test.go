@@ -122,13 +122,19 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// pass lets time go by in a test's bubble, and waits until nothing moves.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // it is the bubble's time
+	synctest.Wait()
+}
+
 func TestPublisherGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		var broken atomic.Bool
 		fail := errors.New("no")
 		p := newPublisher(slog.New(slog.DiscardHandler), func(context.Context) error {
-			time.Sleep(time.Second) // synthetic time
+			<-time.After(time.Second) // of the bubble
 			runs.Add(1)
 			if broken.Load() {
 				return fail
@@ -143,7 +149,7 @@ func TestPublisherGathers(t *testing.T) {
 		if err := p.publish(ctx); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		if n := runs.Load(); n > 2 {
 			t.Errorf("%d runs for 101 requests at once", n)
 		}
@@ -153,7 +159,7 @@ func TestPublisherGathers(t *testing.T) {
 		}
 		broken.Store(false)
 		before := runs.Load()
-		time.Sleep(2 * time.Second) // and is tried again, unasked
+		pass(2 * time.Second) // and is tried again, unasked
 		if n := runs.Load() - before; n != 1 {
 			t.Errorf("%d runs after a failed one", n)
 		}

@@ -165,9 +165,9 @@ func (e *Engine) owns(id string, pid int) bool {
 func (e *Engine) awaitOrphan(ctx context.Context, in *instance) {
 	fd, err := unix.PidfdOpen(in.PID, 0)
 	if err == nil {
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		for ctx.Err() == nil {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200) // #nosec G115 -- a descriptor
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200) // a descriptor
 			if n > 0 || (err != nil && !errors.Is(err, unix.EINTR)) {
 				break
 			}

@@ -54,7 +54,7 @@ func (e *Engine) start(ctx context.Context, in *instance) error {
 	if err != nil {
 		return err
 	}
-	defer link.Close()
+	defer func() { _ = link.Close() }()
 	if err := e.address(ctx, in, p, link.Name); err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func writeNames(dir, id string, address, resolver netip.Addr) error {
 		"hosts":       fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", address, id),
 		"resolv.conf": fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:2\n", resolver),
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil { // #nosec G306 -- see above
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil { //nolint:gosec // see above
 			return err
 		}
 	}

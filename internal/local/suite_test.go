@@ -186,7 +186,7 @@ func TestRestartUnderTraffic(t *testing.T) {
 	for range 2 {
 		load.Go(func() {
 			for ctx.Err() == nil {
-				status, body, err := b.real.get(context.Background(), "shop.test", "/healthz")
+				status, body, err := b.real.get(context.Background(), "shop.test", "/healthz") //nolint:contextcheck // what left is waited for
 				sent.Add(1)
 				if err != nil || status != http.StatusOK {
 					failed.Add(1)

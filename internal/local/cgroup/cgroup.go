@@ -32,7 +32,7 @@ func Open(parent string) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	t := &Tree{parent: parent, mounts: map[string]string{}}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
@@ -45,7 +45,7 @@ func Open(parent string) (*Tree, error) {
 		case "cgroup2":
 			t.mounts[""] = fields[4]
 		case "cgroup":
-			for _, option := range strings.Split(tail[2], ",") {
+			for option := range strings.SplitSeq(tail[2], ",") {
 				if option != "rw" && option != "ro" {
 					t.mounts[option] = fields[4]
 				}
@@ -177,7 +177,7 @@ func (t *Tree) Processes(instance string) ([]int, error) {
 		return nil, fmt.Errorf("list processes of %s: %w", instance, err)
 	}
 	var pids []int
-	for _, field := range strings.Fields(string(b)) {
+	for field := range strings.FieldsSeq(string(b)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
 			return nil, fmt.Errorf("list processes of %s: %w", instance, err)

@@ -86,7 +86,7 @@ func prepare(name string) (l *Link, home bool, err error) {
 	if err != nil {
 		return nil, true, err
 	}
-	defer host.Close()
+	defer func() { _ = host.Close() }()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, true, fmt.Errorf("unshare: %w", err)
 	}
@@ -139,7 +139,7 @@ func (l *Link) addPair(host *os.File) error {
 	attrs.TxQLen = 1000
 	pair := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: l.Name, PeerHardwareAddr: wire,
-		PeerNamespace: netlink.NsFd(int(host.Fd())), // #nosec G115 -- a descriptor
+		PeerNamespace: netlink.NsFd(int(host.Fd())), // a descriptor
 	}
 	if err := l.conn.LinkAdd(pair); err != nil {
 		return fmt.Errorf("add link: %w", err)

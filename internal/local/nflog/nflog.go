@@ -17,7 +17,7 @@ import (
 
 // Messages and attributes of the subsystem.
 const (
-	messagePacket = unix.NFNL_SUBSYS_ULOG<<8 | 0
+	messagePacket = unix.NFNL_SUBSYS_ULOG << 8
 	messageConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1
 
 	configCommand   = 1
@@ -92,7 +92,7 @@ func (l *Listener) configure() error {
 func (l *Listener) Run(ctx context.Context, report func(Attempt)) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	defer l.conn.Close()
+	defer func() { _ = l.conn.Close() }()
 	for {
 		messages, err := l.conn.Receive()
 		switch {

@@ -26,12 +26,13 @@ func daddr() *expr.Payload {
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
 }
 
-func equal(register uint32, data ...byte) *expr.Cmp {
-	return &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data}
+// equal compares register 1, the only one in use.
+func equal(data ...byte) *expr.Cmp {
+	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}
 }
 
 func ipv4() []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(1, unix.NFPROTO_IPV4)}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(unix.NFPROTO_IPV4)}
 }
 
 func notIPv4() []expr.Any {
@@ -42,7 +43,7 @@ func notIPv4() []expr.Any {
 }
 
 func fromLinks(prefix string) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(1, []byte(prefix)...)}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal([]byte(prefix)...)}
 }
 
 func notFromLoopback() []expr.Any {
@@ -55,7 +56,7 @@ func notFromLoopback() []expr.Any {
 }
 
 func toLinks(prefix string) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal(1, []byte(prefix)...)}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal([]byte(prefix)...)}
 }
 
 // answers holds for packets of connections that were opened before.
@@ -72,7 +73,7 @@ func answers() []expr.Any {
 func spoofed() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
-		equal(1, 0, 0, 0, 0),
+		equal(0, 0, 0, 0),
 	}
 }
 
@@ -80,7 +81,7 @@ func spoofed() []expr.Any {
 func toHost() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		equal(1, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...),
+		equal(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...),
 	}
 }
 
@@ -101,14 +102,14 @@ func to(p netip.Prefix) []expr.Any {
 	mask := net.CIDRMask(p.Bits(), 32)
 	return append(out,
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		equal(1, p.Masked().Addr().AsSlice()...))
+		equal(p.Masked().Addr().AsSlice()...))
 }
 
 func port(protocol uint8, number uint16) []expr.Any {
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(1, protocol),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(protocol),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		equal(1, binaryutil.BigEndian.PutUint16(number)...),
+		equal(binaryutil.BigEndian.PutUint16(number)...),
 	}
 }
 

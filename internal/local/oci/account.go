@@ -141,7 +141,7 @@ func read[T any](root *os.Root, name string, parse func(io.Reader) []T) ([]T, er
 	if err != nil {
 		return nil, fmt.Errorf("open /%s of the image: %w", name, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("open /%s of the image: %w", name, err)

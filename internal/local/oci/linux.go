@@ -16,8 +16,11 @@ import (
 func linux(o Options) *specs.Linux {
 	l := &specs.Linux{
 		Namespaces: []specs.LinuxNamespace{
-			{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
-			{Type: specs.UTSNamespace}, {Type: specs.CgroupNamespace},
+			{Type: specs.PIDNamespace},
+			{Type: specs.MountNamespace},
+			{Type: specs.IPCNamespace},
+			{Type: specs.UTSNamespace},
+			{Type: specs.CgroupNamespace},
 		},
 		Resources: resources(o.Template.Config.Limits, o.Swap),
 		// What Docker hides. In a user namespace most of it could not be

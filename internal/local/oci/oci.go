@@ -6,6 +6,7 @@ package oci
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -78,7 +79,7 @@ func Prepare(o Options) (*Template, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open sealed root: %w", err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	c := o.Template.Config
 	user := c.User
 	if user == "" {
@@ -199,9 +200,7 @@ func environment(image []string, own map[string]string, home string) []string {
 			all[name] = value
 		}
 	}
-	for name, value := range own {
-		all[name] = value
-	}
+	maps.Copy(all, own)
 	out := make([]string, 0, len(all))
 	for name, value := range all {
 		out = append(out, name+"="+value)

@@ -68,7 +68,7 @@ func try(ctx context.Context, runtime, dir, init string, uidBase uint32, group s
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	root := filepath.Join(dir, "root")
 	for _, d := range []string{"proc", "dev", "sys", "run", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil { // #nosec G301 -- the trial's own root
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil { //nolint:gosec // the trial's own root
 			return err
 		}
 	}
@@ -94,10 +94,10 @@ func try(ctx context.Context, runtime, dir, init string, uidBase uint32, group s
 	state := filepath.Join(dir, "state")
 	var out bytes.Buffer
 	command := append(Runtime{Path: runtime}.Run(state, dir), id)
-	run := exec.CommandContext(ctx, command[0], command[1:]...) // #nosec G204 -- a runtime found on PATH
+	run := exec.CommandContext(ctx, command[0], command[1:]...) // a runtime found on PATH
 	run.Stdout, run.Stderr = &out, &out
 	if err := run.Run(); err != nil {
-		_ = exec.CommandContext(ctx, runtime, "--root", state, "delete", "--force", id).Run() // #nosec G204 -- the same
+		_ = exec.CommandContext(ctx, runtime, "--root", state, "delete", "--force", id).Run() // the same
 		return fmt.Errorf("try %s: %w: %s", filepath.Base(runtime), err, strings.TrimSpace(out.String()))
 	}
 	return nil

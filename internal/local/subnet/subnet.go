@@ -89,7 +89,7 @@ func (p *Plan) Source() netip.Addr { return p.virtual(1) }
 
 func (p *Plan) virtual(n int) netip.Addr {
 	a := p.Subnet.Addr().As4()
-	return netip.AddrFrom4([4]byte{a[0], a[1], byte(n >> 8), byte(n)}) // #nosec G115 -- n is below 4096
+	return netip.AddrFrom4([4]byte{a[0], a[1], byte(n >> 8), byte(n)}) // n is below 4096
 }
 
 // Open returns an environment's share, made when it is new; changed says so.
@@ -187,7 +187,7 @@ func (p *Plan) Take(e *Environment, now time.Time) (a netip.Addr, changed bool, 
 
 func (p *Plan) instance(block, n int) netip.Addr {
 	a := p.Subnet.Addr().As4()
-	return netip.AddrFrom4([4]byte{a[0], a[1], byte(block), byte(n + 1)}) // #nosec G115 -- both are below 256
+	return netip.AddrFrom4([4]byte{a[0], a[1], byte(block), byte(n + 1)}) // both are below 256
 }
 
 func (p *Plan) freeBlock() (int, error) {
@@ -236,7 +236,7 @@ func (p *Plan) Prefixes(e *Environment) []netip.Prefix {
 	a := p.Subnet.Addr().As4()
 	var out []netip.Prefix
 	for _, b := range e.Blocks {
-		out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{a[0], a[1], byte(b), 0}), 24)) // #nosec G115 -- below 256
+		out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{a[0], a[1], byte(b), 0}), 24)) // below 256
 	}
 	return out
 }
