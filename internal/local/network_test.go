@@ -154,10 +154,9 @@ func TestTask(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	bad := web(1, func(t *kiln.Template) { t.Config.Entrypoint = []string{"/none"} })
-	_, err := b.Run(t.Context(), kiln.Task{Environment: "test", Template: bad.Template})
-	var failed *kiln.Error
-	if !errors.As(err, &failed) || failed.Code != kiln.CodeFailed {
-		t.Errorf("a missing program: %v", err)
+	r, err := b.Run(t.Context(), kiln.Task{Environment: "test", Template: bad.Template})
+	if err != nil || r.Cause.Kind != kiln.CauseExited || r.Cause.ExitCode == 0 || len(r.Cause.LastLog) == 0 {
+		t.Errorf("a missing program: %+v %v", r, err)
 	}
 }
 

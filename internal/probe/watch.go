@@ -100,7 +100,7 @@ func (p *pace) next(ready bool) time.Duration {
 	if ready {
 		p.restart()
 		jitter := float64(p.interval) / 10
-		return p.interval + time.Duration(jitter*(2*rand.Float64()-1)) // #nosec G404 -- spreads load
+		return p.interval + time.Duration(jitter*(2*rand.Float64()-1)) //nolint:gosec // spreads load
 	}
 	switch {
 	case p.delay == 0:
