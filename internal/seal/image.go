@@ -133,7 +133,7 @@ func (f *imageFS) info(name string, n *node) *imageInfo {
 	}
 	i.stat = erofs.Stat{
 		UID: n.uid, GID: n.gid, Nlink: int(links), Xattrs: n.xattrs,
-		Mtime: uint64(n.sec), MtimeNs: n.nsec,
+		Mtime: uint64(n.sec), MtimeNs: n.nsec, // EROFS keeps times before 1970 in two's complement
 	}
 	if _, alias := f.aliases[name]; alias {
 		i.size, i.stat = 0, erofs.Stat{Nlink: 1}

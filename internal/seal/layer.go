@@ -324,7 +324,7 @@ func (f *flattener) metadata(h *tar.Header) (*node, error) {
 	}
 	n := &node{
 		mode: uint32(h.Mode & 0o7777),
-		uid:  uint32(h.Uid),
+		uid:  uint32(h.Uid), // checked above
 		gid:  uint32(h.Gid),
 		sec:  min(max(h.ModTime.Unix(), minTime), maxTime),
 		nsec: uint32(h.ModTime.Nanosecond()),
