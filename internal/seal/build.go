@@ -71,7 +71,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 // blob reads one layer's blob and returns the bytes of its tar. It is verified
 // here, but for a plain one that is sound so far: that is verified by sound.
 func (f *flattener) blob(ctx context.Context, opt Options, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (int64, error) {
-	s, err := openLayer(opt.Store, opt.known, desc, diffID, limit)
+	s, err := openLayer(ctx, opt.Store, opt.known, desc, diffID, limit)
 	if err != nil {
 		return 0, err
 	}

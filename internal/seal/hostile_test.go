@@ -207,7 +207,7 @@ func TestBombIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	desc := store.put(t, ocispec.MediaTypeImageLayerZstd, b.Bytes())
-	s, err := openLayer(store, &knownLayers{}, desc, "sha256:x", 16<<20)
+	s, err := openLayer(t.Context(), store, &knownLayers{}, desc, "sha256:x", 16<<20)
 	if err != nil {
 		t.Fatal(err)
 	}

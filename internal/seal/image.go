@@ -207,7 +207,7 @@ func writeImage(ctx context.Context, out *os.File, root *node) error {
 
 // contextWriter ends with its context.
 type contextWriter struct {
-	ctx context.Context //nolint:containedctx // an io.Writer has no other way
+	ctx context.Context // an io.Writer has no other way
 	*sparseWriter
 }
 

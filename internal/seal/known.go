@@ -51,9 +51,9 @@ type plainSum struct {
 }
 
 // sum begins to hash a layer's file, or knows its digest already. The caller
-// stops it before the file is closed.
-func (k *knownLayers) sum(f *os.File, name kiln.Digest) *plainSum {
-	ctx, cancel := context.WithCancel(context.Background())
+// stops it before the file is closed; it ends with ctx, too.
+func (k *knownLayers) sum(ctx context.Context, f *os.File, name kiln.Digest) *plainSum {
+	ctx, cancel := context.WithCancel(ctx)
 	s := &plainSum{done: make(chan struct{}), cancel: cancel}
 	before, ok := stateOf(f)
 	if ok && k.has(name, before) {

@@ -24,7 +24,7 @@ func TestAKnownLayerIsHashedAgainOnceItWasTouched(t *testing.T) {
 		defer func() { _ = f.Close() }()
 		before, _ := stateOf(f)
 		remembered := known.has(name, before)
-		s := known.sum(f, name)
+		s := known.sum(t.Context(), f, name)
 		defer s.stop()
 		got, err := s.wait(t.Context())
 		if err != nil {

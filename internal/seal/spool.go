@@ -56,7 +56,7 @@ func (s *spool) close() error { return s.file.Close() }
 
 // contextReader ends with its context.
 type contextReader struct {
-	ctx context.Context //nolint:containedctx // an io.Reader has no other way
+	ctx context.Context // an io.Reader has no other way
 	r   io.Reader
 }
 

@@ -42,7 +42,7 @@ type layerStream struct {
 	stop     func()
 }
 
-func openLayer(store Store, known *knownLayers, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (*layerStream, error) {
+func openLayer(ctx context.Context, store Store, known *knownLayers, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (*layerStream, error) {
 	f, err := store.Open(kiln.Digest(desc.Digest))
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
@@ -58,7 +58,7 @@ func openLayer(store Store, known *knownLayers, desc ocispec.Descriptor, diffID 
 		// Contents are skipped here and copied from the file later, so the
 		// digest is taken beside that, not on the way.
 		s.tar = &boundedReader{r: io.NewSectionReader(f, 0, desc.Size), limit: limit}
-		s.sum = known.sum(f, kiln.Digest(desc.Digest))
+		s.sum = known.sum(ctx, f, kiln.Digest(desc.Digest))
 		return s, nil
 	}
 	s.raw = io.TeeReader(f, s.packed)
