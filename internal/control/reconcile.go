@@ -77,7 +77,7 @@ func (c *Control) settleOne(ctx context.Context, name string) error {
 	}
 	h, err := c.holdBriefly(ctx, name, "reconcile")
 	if err != nil {
-		return nil //nolint:nilerr // somebody else changes it, which settles it as well
+		return nil // somebody else changes it, which settles it as well
 	}
 	defer c.release(name, h)
 	if len(drift) > 0 && !unsettled {

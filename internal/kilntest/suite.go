@@ -71,7 +71,7 @@ type run struct {
 	testing.TB
 	EngineUnderTest
 
-	ctx     context.Context //nolint:containedctx // the check's
+	ctx     context.Context // the check's
 	changes <-chan kiln.Change
 	seen    []kiln.Change // all changes so far that await has read
 }

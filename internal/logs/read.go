@@ -161,7 +161,7 @@ func (h cursors) Less(i, j int) bool {
 	return h[i].dir < h[j].dir
 }
 func (h cursors) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *cursors) Push(x any)   { *h = append(*h, x.(*cursor)) } //nolint:forcetypeassert // heap's contract
+func (h *cursors) Push(x any)   { *h = append(*h, x.(*cursor)) } // heap's contract
 func (h *cursors) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = slices.Delete(*h, len(*h)-1, len(*h))

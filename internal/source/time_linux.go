@@ -9,7 +9,7 @@ import (
 // modification no program can set it.
 func changeTime(info fs.FileInfo) [2]int64 {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return [2]int64{s.Ctim.Sec, s.Ctim.Nsec} //nolint:unconvert // 32-bit machines
+		return [2]int64{s.Ctim.Sec, s.Ctim.Nsec} // 32-bit machines
 	}
 	return [2]int64{}
 }

@@ -30,7 +30,7 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 		// What vanishes while it is measured is not there any more.
 		_ = filepath.WalkDir(filepath.Join(s.dir, name), func(_ string, d fs.DirEntry, err error) error {
 			if err != nil {
-				return nil //nolint:nilerr // see above
+				return nil // see above
 			}
 			if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
 				u.Unfinished += info.Size()

@@ -24,7 +24,7 @@ type relay struct {
 	servers []*dns.Server
 	room    *semaphore.Weighted
 	serving sync.WaitGroup
-	ctx     context.Context //nolint:containedctx // ends the queries in flight
+	ctx     context.Context // ends the queries in flight
 	cancel  context.CancelFunc
 }
 
