@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"time"
 
@@ -164,8 +165,10 @@ func dial(ctx context.Context, address netip.AddrPort) (net.Conn, error) {
 // ours, which differ each time and say nothing.
 func plain(ctx context.Context, err error) error {
 	var op *net.OpError
+	// The connection may see the deadline a moment before the context does.
+	late := errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(ctx.Err(), context.Canceled)
 	switch {
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case late, errors.Is(err, context.DeadlineExceeded), errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("connection closed without an answer: %w", io.ErrUnexpectedEOF)
