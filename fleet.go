@@ -80,6 +80,7 @@ type Cause struct {
 	ExitCode int       `json:"exit_code,omitempty"`
 	Signal   string    `json:"signal,omitempty"` // "SIGKILL"
 	Detail   string    `json:"detail,omitempty"` // one sentence: the probe's answer, the runtime's error, the reason of a burn
+	Hint     string    `json:"hint,omitempty"`   // the line of the definition that would mend it, where that is known
 	LastLog  []string  `json:"last_log,omitempty"`
 }
 

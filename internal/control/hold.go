@@ -70,7 +70,7 @@ func held(name string, h *holder) error {
 		"environment %s is being changed: %s%s, since %s", name, h.what, by, h.since.UTC().Format(time.RFC3339))
 }
 
-// release ends a hold.
+// release ends a hold. What was left unsettled under it is looked at soon.
 func (c *Control) release(name string, h *holder) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,6 +79,7 @@ func (c *Control) release(name string, h *holder) {
 	}
 	h.decide()
 	close(h.done)
+	c.poke()
 }
 
 // decide lets others wait for the end. c.mu must be held.

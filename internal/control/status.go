@@ -88,6 +88,9 @@ func serviceStatus(name string, s kiln.ReleaseService, seen kiln.Observation) (S
 	problem := fmt.Sprintf("service %s: %d of %d instances are ready", out.Name, out.Ready, out.Desired)
 	if last != nil {
 		problem += fmt.Sprintf("; %s %s", last.ID, rollout.Death(*last.Cause))
+		if n := len(last.Cause.LastLog); n > 0 && last.Cause.Detail == "" {
+			problem += ", and wrote last: " + last.Cause.LastLog[n-1]
+		}
 	}
 	return out, problem
 }

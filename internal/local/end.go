@@ -73,11 +73,14 @@ func (e *Engine) causeOf(in *instance, exit kiln.Exit) kiln.Cause {
 	switch {
 	case e.groups.MemoryKilled(in.ID):
 		c.Kind, c.Signal = kiln.CauseOutOfMemory, "SIGKILL"
-		c.Detail = fmt.Sprintf("it needed more than its limit of %d bytes", in.template.Config.Limits.Memory)
+		c.Detail = "its limit is " + bytesOf(in.template.Config.Limits.Memory)
+		c.Hint = "raise limits { memory }, which counts what is written to tmpfs paths too, or mend what grows"
 	case exit.Lost:
 		c.Kind, c.ExitCode = kiln.CauseLost, 0
 	case signal != 0:
 		c.Kind, c.Signal = kiln.CauseSignalled, signalName(signal)
+	default:
+		c = readLog(c, in.hasInit)
 	}
 	return c
 }

@@ -13,6 +13,9 @@ const (
 	startSlack = 5 * time.Second
 	// defaultStart is for templates that say no StartTimeout.
 	defaultStart = 60 * time.Second
+	// steady is how long a worker must have run to count: nothing but its
+	// process can be asked, and one that dies at once ran too.
+	steady = time.Second
 )
 
 // judge says whether all fleets are ready, or why they cannot become so, or
@@ -23,7 +26,11 @@ func judge(s State, fleets []kiln.Fleet, seen kiln.Observation, now time.Time) (
 	for _, f := range fleets {
 		status, _ := seen.Fleet(f.ID())
 		if status.Ready() >= f.Count {
-			continue
+			rest := unsteady(f, status, now)
+			if rest <= 0 {
+				continue
+			}
+			left = min(left, rest)
 		}
 		ready = false
 		if failure := gaveUp(s, f, status); failure != nil {
@@ -40,6 +47,18 @@ func judge(s State, fleets []kiln.Fleet, seen kiln.Observation, now time.Time) (
 		left = min(left, rest)
 	}
 	return ready, nil, left
+}
+
+// unsteady is how long it takes until all of a fleet of workers has run for
+// long enough.
+func unsteady(f kiln.Fleet, status kiln.FleetStatus, now time.Time) time.Duration {
+	var rest time.Duration
+	for _, i := range status.Instances {
+		if f.Template.Worker() && i.State == kiln.InstanceReady && !i.ReadyAt.IsZero() {
+			rest = max(rest, i.ReadyAt.Add(steady).Sub(now))
+		}
+	}
+	return rest
 }
 
 // progress is when the fleet last came nearer to being ready.
@@ -85,7 +104,13 @@ func died(f kiln.Fleet, d kiln.Instance, deaths int) *Failure {
 	out := &Failure{
 		Code:    kiln.CodeFailed,
 		Message: fmt.Sprintf("service %s: instance %s %s", f.Template.Service, d.ID, Death(*d.Cause)),
-		Hint:    "mend it and run kiln up again; kiln logs " + f.Template.Service + " shows more",
+		Hint:    "mend it and run kiln up again; kiln logs -e " + f.Environment + " " + f.Template.Service + " shows more",
+	}
+	switch {
+	case d.Cause.Hint != "":
+		out.Hint = d.Cause.Hint
+	case d.Cause.Kind == kiln.CauseExited && d.Cause.ExitCode == 0:
+		out.Hint = "a service's command must go on for as long as it is to serve: let it stay in the foreground"
 	}
 	if deaths > 1 {
 		out.Message += fmt.Sprintf(" (%d instances died)", deaths)
@@ -123,7 +148,7 @@ func Death(c kiln.Cause) string {
 	case kiln.CauseSignalled:
 		text = "was ended by " + c.Signal
 	case kiln.CauseOutOfMemory:
-		text = "was killed because it used more than its memory limit"
+		text = "was killed because it needed more memory than it may have"
 	case kiln.CauseNeverReady:
 		text = "did not become ready in time"
 	case kiln.CauseUnready:

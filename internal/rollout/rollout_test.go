@@ -3,6 +3,7 @@ package rollout
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -307,5 +308,32 @@ func TestALargeFleetHasTimeWhileItMakesProgress(t *testing.T) {
 	}
 	if _, failure, _ := judge(s, []kiln.Fleet{fleet}, seen, late.Add(15*time.Second)); failure == nil {
 		t.Fatal("waits for ever")
+	}
+}
+
+func TestAWorkerHasToRunForAWhile(t *testing.T) {
+	now := time.Unix(1000, 0)
+	s := State{Since: now, Began: now}
+	worker := kiln.Fleet{Environment: "p", Count: 1, Template: kiln.Template{Service: "mail"}}
+	running := func(readyAt time.Time) kiln.Observation {
+		return kiln.Observation{Fleets: []kiln.FleetStatus{{ID: worker.ID(), Instances: []kiln.Instance{{State: kiln.InstanceReady, CreatedAt: now, ReadyAt: readyAt}}}}}
+	}
+	if ready, failure, left := judge(s, []kiln.Fleet{worker}, running(now), now.Add(steady/4)); ready || failure != nil || left != steady*3/4 {
+		t.Fatalf("at once: ready %v, failure %v, left %s", ready, failure, left)
+	}
+	if ready, _, _ := judge(s, []kiln.Fleet{worker}, running(now), now.Add(steady)); !ready {
+		t.Fatal("a worker that runs on is not ready")
+	}
+	if ready, _, _ := judge(s, []kiln.Fleet{worker}, running(now.Add(-time.Hour)), now); !ready {
+		t.Fatal("a worker that was carried over is waited for")
+	}
+
+	again := running(now)
+	for range 3 {
+		again.Fleets[0].Deaths = append(again.Fleets[0].Deaths, kiln.Instance{CreatedAt: now, ReadyAt: now, Cause: &kiln.Cause{Kind: kiln.CauseExited}})
+	}
+	_, failure, _ := judge(s, []kiln.Fleet{worker}, again, now.Add(steady/4))
+	if failure == nil || !strings.Contains(failure.Hint, "foreground") {
+		t.Fatalf("one that ends again and again: %+v", failure)
 	}
 }

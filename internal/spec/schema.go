@@ -144,7 +144,7 @@ func environmentSchema() blockSchema {
 		Arguments: []argumentSchema{
 			{Name: "branch", Type: "string", Range: "name of a branch", Doc: "Binds the environment to a branch: other branches and uncommitted changes are refused."},
 			{Name: "branches", Type: "list of strings", Range: "patterns; `*` does not match `/`", Doc: "One environment for every branch that matches, named `<name>-<branch>`. Not together with `branch`."},
-			{Name: "ttl", Type: "duration", Range: "1m to 8760h", Doc: "How long an environment of `branches` may be without a release before it ends."},
+			{Name: "ttl", Type: "duration", Range: "1m to 8760h", Doc: "How long after its last release went live an environment of `branches` ends by itself."},
 			{Name: "values", Type: "map", Doc: "Values of variables for this environment. `--var`, `--var-file` and `KILN_VAR_name` win over them."},
 		},
 	}

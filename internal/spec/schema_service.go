@@ -40,7 +40,7 @@ func portSchema() blockSchema {
 
 func readySchema() blockSchema {
 	return blockSchema{
-		Name: "ready", Single: true, Doc: "When an instance is ready, asked from its first millisecond to its end. Without `http` and `tcp`: a connection to the first port; for a worker, that its process runs.",
+		Name: "ready", Single: true, Doc: "When an instance is ready, asked from its first millisecond to its end. Without `http` and `tcp`: a connection to the first port; for a worker, that its process runs, and in a rollout that it has run for a second.",
 		Arguments: []argumentSchema{
 			{Name: "http", Type: "string", Range: "a path", Doc: "An answer of 200 to 399 is ready."},
 			{Name: "tcp", Type: "bool", Default: "`false`", Doc: "A connection is enough. Not together with `http`."},
