@@ -315,30 +315,18 @@ func TestOddAnswersAreBadGateways(t *testing.T) {
 		"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "SSH-2.0-OpenSSH\r\n\r\n",
 		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
 	} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = bufio.NewReader(c).ReadString('\n')
-				_, _ = io.WriteString(c, raw)
-				_ = c.Close()
-			}
-		}()
+		up := serveTCP(t, "127.0.0.1:0", func(c net.Conn) {
+			_, _ = bufio.NewReader(c).ReadString('\n')
+			_, _ = io.WriteString(c, raw)
+		})
 		r := start(t)
 		address := r.listen("127.0.0.1")
 		r.table.HTTP = []string{address}
-		r.route("web.test", kiln.ProtocolHTTP, portNumber(t, l.Addr().String()), "127.0.0.1")
+		r.route("web.test", kiln.ProtocolHTTP, portNumber(t, up), "127.0.0.1")
 		r.set()
 		if res := ask(t, address, "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n"); res.StatusCode != 502 {
 			t.Errorf("%q: %s", raw, res.Status)
 		}
-		_ = l.Close()
 		_ = r.stop()
 	}
 }

@@ -151,27 +151,12 @@ func TestRefusedAttemptGoesToAnotherInstanceAndIsReported(t *testing.T) {
 // dropper closes every connection after it read a request.
 func dropper(t *testing.T, address string) (string, *atomic.Int64) {
 	t.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
 	var n atomic.Int64
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				if _, err := bufio.NewReader(c).ReadString('\n'); err == nil {
-					n.Add(1)
-				}
-				_ = c.Close()
-			}()
+	return serveTCP(t, address, func(c net.Conn) {
+		if _, err := bufio.NewReader(c).ReadString('\n'); err == nil {
+			n.Add(1)
 		}
-	}()
-	return l.Addr().String(), &n
+	}), &n
 }
 
 func TestDroppedGetIsRepeatedOnceAndPostNever(t *testing.T) {
@@ -283,27 +268,13 @@ func TestTooManyConnectionsAreRefusedPolitely(t *testing.T) {
 }
 
 func TestTCPRouteWithHalfCloses(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				b, _ := io.ReadAll(c) // until the client's side ends
-				_, _ = c.Write(append([]byte("got "), b...))
-				_ = c.Close()
-			}()
-		}
-	}()
+	up := serveTCP(t, "127.0.0.1:0", func(c net.Conn) {
+		b, _ := io.ReadAll(c) // until the client's side ends
+		_, _ = c.Write(append([]byte("got "), b...))
+	})
 	r := start(t)
 	address := r.listen("127.0.0.1")
-	r.route("", kiln.ProtocolTCP, portNumber(t, l.Addr().String()), "127.0.0.9", "127.0.0.1")
+	r.route("", kiln.ProtocolTCP, portNumber(t, up), "127.0.0.9", "127.0.0.1")
 	r.table.Public[0].Route.Listen = address
 	r.set()
 	for range 5 { // 127.0.0.9 refuses

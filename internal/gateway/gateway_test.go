@@ -210,6 +210,30 @@ func ask(t *testing.T, address, raw string) *http.Response {
 	return read(t, c, bufio.NewReader(c), raw)
 }
 
+// serveTCP listens until the test ends, hands each connection to handle, and
+// closes it after. It returns the address.
+func serveTCP(t *testing.T, address string, handle func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				handle(c)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 func dial(t *testing.T, address string) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", address)

@@ -11,35 +11,21 @@ import (
 // TestSmallRequestsDoNotAllocate guards the hot path.
 func TestSmallRequestsDoNotAllocate(t *testing.T) {
 	answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
+	up := serveTCP(t, "127.0.0.1:0", func(c net.Conn) {
+		b := make([]byte, 4096)
 		for {
-			c, err := l.Accept()
-			if err != nil {
+			if _, err := c.Read(b); err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				b := make([]byte, 4096)
-				for {
-					if _, err := c.Read(b); err != nil {
-						return
-					}
-					if _, err := c.Write(answer); err != nil {
-						return
-					}
-				}
-			}()
+			if _, err := c.Write(answer); err != nil {
+				return
+			}
 		}
-	}()
+	})
 	r := start(t)
 	address := r.listen("127.0.0.1")
 	r.table.HTTP = []string{address}
-	r.route("web.test", kiln.ProtocolHTTP, portNumber(t, l.Addr().String()), "127.0.0.1")
+	r.route("web.test", kiln.ProtocolHTTP, portNumber(t, up), "127.0.0.1")
 	r.set()
 	c := dial(t, address)
 	request, b := []byte("GET /small HTTP/1.1\r\nHost: web.test\r\nUser-Agent: test\r\n\r\n"), make([]byte, 4096)

@@ -260,37 +260,35 @@ func (fl *fakeFleet) status(id kiln.FleetID) kiln.FleetStatus {
 
 // Replace implements kiln.Engine.
 func (f *Fake) Replace(ctx context.Context, instance, reason string) error {
-	if err := f.called(ctx, Call{Method: "Replace", Instance: instance, Reason: reason}); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	i := f.living(instance)
-	if i == nil {
-		return notFound(instance)
-	}
-	i.leaving = &kiln.Cause{Kind: kiln.CauseBurned, Detail: reason}
-	if f.broken[StopBeforeStart] {
-		f.stop(i, *i.leaving)
-	}
-	f.converge(f.environments[i.Environment])
-	return nil
+	return f.treat(ctx, Call{Method: "Replace", Instance: instance, Reason: reason}, func(i *fakeInstance) {
+		i.leaving = &kiln.Cause{Kind: kiln.CauseBurned, Detail: reason}
+		if f.broken[StopBeforeStart] {
+			f.stop(i, *i.leaving)
+		}
+	})
 }
 
 // Quarantine implements kiln.Engine.
 func (f *Fake) Quarantine(ctx context.Context, instance, reason string) error {
-	if err := f.called(ctx, Call{Method: "Quarantine", Instance: instance, Reason: reason}); err != nil {
+	return f.treat(ctx, Call{Method: "Quarantine", Instance: instance, Reason: reason}, func(i *fakeInstance) {
+		i.Note = reason
+		f.breakQuarantine(i)
+		f.setState(i, kiln.InstanceQuarantined)
+	})
+}
+
+// treat makes a call that is about one living instance.
+func (f *Fake) treat(ctx context.Context, c Call, do func(*fakeInstance)) error {
+	if err := f.called(ctx, c); err != nil {
 		return err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	i := f.living(instance)
+	i := f.living(c.Instance)
 	if i == nil {
-		return notFound(instance)
+		return notFound(c.Instance)
 	}
-	i.Note = reason
-	f.breakQuarantine(i)
-	f.setState(i, kiln.InstanceQuarantined)
+	do(i)
 	f.converge(f.environments[i.Environment])
 	return nil
 }

@@ -84,14 +84,11 @@ func (r *reader) watch(w *fsnotify.Watcher) error {
 	if err := add(w, watched, r.root); err != nil {
 		return err
 	}
-	environments, err := subfolders(r.root)
+	environments, err := r.environments()
 	if err != nil {
 		return err
 	}
 	for _, e := range environments {
-		if r.query.Environment != "" && r.query.Environment != e {
-			continue
-		}
 		dir := filepath.Join(r.root, e)
 		if err := add(w, watched, dir); err != nil {
 			return err

@@ -17,11 +17,15 @@ func Usage(root string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	return total(all), nil
+}
+
+func total(all []folder) int64 {
 	var sum int64
 	for _, f := range all {
 		sum += f.size
 	}
-	return sum, nil
+	return sum
 }
 
 // Prune removes the folders of instances that are not alive, the longest
@@ -32,10 +36,7 @@ func Prune(root string, keepBytes int64, alive func(environment, instance string
 	if err != nil {
 		return 0, err
 	}
-	var sum int64
-	for _, f := range all {
-		sum += f.size
-	}
+	sum := total(all)
 	slices.SortFunc(all, func(a, b folder) int { return cmp.Or(a.newest.Compare(b.newest), cmp.Compare(a.instance, b.instance)) })
 	for _, f := range all {
 		if sum-freed <= keepBytes {

@@ -57,17 +57,20 @@ func (r *reader) selects(environment, instance string) bool {
 		(q.Service == "" || q.Service == ServiceOf(instance))
 }
 
+// environments lists the environments that have logs and are asked for.
+func (r *reader) environments() ([]string, error) {
+	all, err := subfolders(r.root)
+	return slices.DeleteFunc(all, func(e string) bool { return r.query.Environment != "" && r.query.Environment != e }), err
+}
+
 // discover adds a cursor for each selected folder that has none; tail lines
 // of those that it finds are wanted, 0 for all.
 func (r *reader) discover(tail int) error {
-	environments, err := subfolders(r.root)
+	environments, err := r.environments()
 	if err != nil {
 		return err
 	}
 	for _, e := range environments {
-		if r.query.Environment != "" && r.query.Environment != e {
-			continue
-		}
 		instances, err := subfolders(filepath.Join(r.root, e))
 		if err != nil {
 			return err

@@ -123,6 +123,12 @@ func (w *writer) line(s string) { w.WriteString(s + "\n") }
 
 // comment writes a paragraph, in lines of about 80 columns. One that begins
 // with "| " is code, which stays as it is.
+func (w *writer) comments(notes []string) {
+	for _, n := range notes {
+		w.comment(n)
+	}
+}
+
 func (w *writer) comment(text string) {
 	if code, ok := strings.CutPrefix(text, "| "); ok && !strings.ContainsAny(code, "\r\n") {
 		w.line("#   " + code)
@@ -188,9 +194,7 @@ func (w *writer) inner(kind, label string, body func()) {
 
 func (w *writer) image(i image) {
 	w.block("image", i.name, func() {
-		for _, n := range i.notes {
-			w.comment(n)
-		}
+		w.comments(i.notes)
 		w.text("reference", i.reference)
 		w.text("platform", i.platform)
 		if i.debian != nil {
@@ -213,9 +217,7 @@ func (w *writer) image(i image) {
 
 func (w *writer) service(s service) {
 	w.block("service", s.name, func() {
-		for _, n := range s.notes {
-			w.comment(n)
-		}
+		w.comments(s.notes)
 		w.set("image", "image."+s.image)
 		if s.count != 1 {
 			w.set("count", strconv.Itoa(s.count))
@@ -260,9 +262,7 @@ func (w *writer) settings(kind string, settings []setting) {
 
 func (w *writer) route(r route) {
 	w.block("route", r.name, func() {
-		for _, n := range r.notes {
-			w.comment(n)
-		}
+		w.comments(r.notes)
 		w.text("host", r.host)
 		w.text("listen", r.listen)
 		w.set("to", "service."+r.service)
