@@ -36,7 +36,7 @@ const (
 )
 
 // Release is a bundle with an environment's values, numbered from 1 per
-// environment. It never changes but for State and ParkedUntil.
+// environment. It never changes but for State, ParkedUntil and LiveAt.
 type Release struct {
 	Environment string    `json:"environment"`
 	Number      int       `json:"number"`
@@ -51,6 +51,10 @@ type Release struct {
 	State    ReleaseState               `json:"state"`
 	// ParkedUntil is when a parked release is retired.
 	ParkedUntil time.Time `json:"parked_until,omitzero"`
+	// TTL is how long after LiveAt the environment ends by itself; 0 is never.
+	TTL time.Duration `json:"ttl,omitempty"`
+	// LiveAt is when the release got the traffic last.
+	LiveAt time.Time `json:"live_at,omitzero"`
 }
 
 // Identity is the digest of what a release is made of. Two releases of one
@@ -61,7 +65,8 @@ func (r Release) Identity() Digest {
 		Values   map[string]json.RawMessage `json:",omitempty"`
 		Services []ReleaseService           `json:",omitempty"`
 		Routes   []Route                    `json:",omitempty"`
-	}{r.Bundle, r.Values, r.Services, r.Routes})
+		TTL      time.Duration              `json:",omitempty"`
+	}{r.Bundle, r.Values, r.Services, r.Routes, r.TTL})
 }
 
 // ReleaseService maps a service to the fleet that serves it.

@@ -28,6 +28,7 @@ type ReleaseMark struct {
 	Number      int          `json:"number"`
 	State       ReleaseState `json:"state"`
 	ParkedUntil time.Time    `json:"parked_until,omitzero"` // of a parked one
+	LiveAt      time.Time    `json:"live_at,omitzero"`      // of one that goes live; zero leaves the last
 }
 
 // Record is what the ledger takes in one step: all of it or nothing.

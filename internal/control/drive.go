@@ -256,6 +256,9 @@ func (d *drive) moved(s rollout.State) []kiln.ReleaseMark {
 	var out []kiln.ReleaseMark
 	for _, m := range rollout.Marks(d.rollout, s) {
 		if d.states[m.Number] != m.State {
+			if m.State == kiln.ReleaseLive {
+				m.LiveAt = d.c.now().UTC()
+			}
 			out = append(out, m)
 		}
 	}

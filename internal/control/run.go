@@ -74,28 +74,80 @@ func (c *Control) changes(name string) <-chan struct{} {
 	return c.environment(name).changed
 }
 
-// expire retires parked releases whose time has passed.
+// expire retires parked releases whose time has passed, and ends environments
+// whose last release has been live for as long as it may.
 func (c *Control) expire(ctx context.Context) {
 	for {
 		next := time.Minute
 		for _, name := range c.names() {
-			until := c.parkedUntil(name)
-			if until.IsZero() {
-				continue
-			}
-			left := until.Sub(c.now())
-			if left <= 0 {
-				left = time.Second // after an attempt that was in vain
-				if err := c.unpark(ctx, name); err != nil && ctx.Err() == nil && !errors.Is(err, kiln.ErrConflict) {
-					c.log.ErrorContext(ctx, "parked release could not be retired", "environment", name, "error", err)
-				}
-			}
-			next = min(next, left)
+			next = min(next, c.due(ctx, name, c.parkedUntil(name), c.unpark), c.due(ctx, name, c.liveUntil(ctx, name), c.outlived))
 		}
 		if await(ctx, c.parked, next) != nil {
 			return
 		}
 	}
+}
+
+// due does what is to be done at a time, when that has come, and returns after
+// how long to look again. Zero is never.
+func (c *Control) due(ctx context.Context, name string, at time.Time, do func(context.Context, string) error) time.Duration {
+	if at.IsZero() {
+		return time.Minute
+	}
+	if left := at.Sub(c.now()); left > 0 {
+		return left
+	}
+	if err := do(ctx, name); err != nil && ctx.Err() == nil && !errors.Is(err, kiln.ErrConflict) {
+		c.log.ErrorContext(ctx, "release could not be retired", "environment", name, "error", err)
+	}
+	return time.Second // after an attempt that was in vain
+}
+
+// liveUntil is when an environment ends by itself; zero for never.
+func (c *Control) liveUntil(ctx context.Context, name string) time.Time {
+	c.mu.Lock()
+	live := c.environment(name).view.Live
+	c.mu.Unlock()
+	if live == nil || live.TTL <= 0 {
+		return time.Time{}
+	}
+	recorded, err := c.ledger.Release(ctx, name, live.Number) // only the ledger knows since when
+	if err != nil {
+		c.log.ErrorContext(ctx, "the age of a release is not known", "environment", name, "error", err)
+		return time.Time{}
+	}
+	return endOf(recorded)
+}
+
+// endOf is when a live release's environment ends by itself; zero for never.
+func endOf(r kiln.Release) time.Time {
+	if r.TTL <= 0 || r.LiveAt.IsZero() {
+		return time.Time{}
+	}
+	return r.LiveAt.Add(r.TTL)
+}
+
+// outlived ends an environment whose live release has outlived it.
+func (c *Control) outlived(ctx context.Context, name string) error {
+	h, err := c.holdBriefly(ctx, name, "the end of the environment")
+	if err != nil {
+		return err
+	}
+	defer c.release(name, h)
+	releases, err := c.ledger.Releases(ctx, name)
+	if err != nil {
+		return fmt.Errorf("list the releases of %s: %w", name, err)
+	}
+	live := findState(releases, kiln.ReleaseLive)
+	if live == nil || endOf(*live).IsZero() || c.now().Before(endOf(*live)) {
+		return nil
+	}
+	return c.end(ctx, name, releases, retiring{
+		states: []kiln.ReleaseState{kiln.ReleaseLive, kiln.ReleaseParked},
+		event: kiln.Event{Kind: "environment.expired", Subject: name,
+			Message: fmt.Sprintf("environment %s was ended: its last release, %d, went live %s ago, which is its ttl", name, live.Number, live.TTL)},
+		reason: "the environment has reached its ttl",
+	}, newFeed(nil))
 }
 
 // parkedUntil is when an environment's parked release is retired; zero for

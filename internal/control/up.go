@@ -171,6 +171,7 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 	release := kiln.Release{
 		Environment: name, Bundle: bundle, Source: r.Source, CreatedAt: c.now().UTC(), Actor: r.Actor,
 		Values: def.Values, Services: services(def.Spec, baked.Images), Routes: def.Spec.Routes, State: kiln.ReleasePending,
+		TTL: def.Environment.TTL,
 	}
 	releases, err := c.ledger.Releases(ctx, name)
 	if err != nil {

@@ -284,6 +284,29 @@ func TestPruneKeepsTheChain(t *testing.T) {
 	}
 }
 
+func TestReleasesOfTheFirstSchemaAreRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l, err := open(t.Context(), path, migrations()[:1])
+	check(t, err)
+	_, err = l.write.ExecContext(t.Context(), `
+		INSERT INTO environments (name, next_number) VALUES ('p', 2);
+		INSERT INTO releases (environment, number, state, body, digest) VALUES ('p', 1, 'live', CAST('{"environment":"p","number":1}' AS BLOB), '')`)
+	check(t, err)
+	check(t, l.Close())
+	l = openAt(t, path)
+	old, err := l.Release(t.Context(), "p", 1)
+	check(t, err)
+	if old.State != kiln.ReleaseLive || !old.LiveAt.IsZero() {
+		t.Fatalf("%+v", old)
+	}
+	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	check(t, l.Commit(t.Context(), kiln.Record{Marks: []kiln.ReleaseMark{{Environment: "p", Number: 1, State: kiln.ReleaseLive, LiveAt: at}}}))
+	check(t, l.Commit(t.Context(), kiln.Record{Marks: []kiln.ReleaseMark{{Environment: "p", Number: 1, State: kiln.ReleaseRetired}}}))
+	if now, err := l.Release(t.Context(), "p", 1); err != nil || !now.LiveAt.Equal(at) || now.State != kiln.ReleaseRetired {
+		t.Fatalf("%+v, %v", now, err)
+	}
+}
+
 func TestMigrationCopiesAndRefusesDowngrade(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	l := openAt(t, path)
@@ -299,7 +322,7 @@ func TestMigrationCopiesAndRefusesDowngrade(t *testing.T) {
 	if !errors.As(err, &refused) || refused.Code != kiln.CodeRefused {
 		t.Fatalf("an older program opened it: %v", err)
 	}
-	old := openAt(t, path+".schema-1")
+	old := openAt(t, fmt.Sprintf("%s.schema-%d", path, len(migrations())))
 	if r := sound(t, old); r.Events != 1 {
 		t.Fatalf("the copy has %d events", r.Events)
 	}

@@ -44,8 +44,8 @@ func saveRollout(ctx context.Context, tx *sql.Tx, r kiln.Rollout) error {
 }
 
 func mark(ctx context.Context, tx *sql.Tx, m kiln.ReleaseMark) error {
-	result, err := tx.ExecContext(ctx, "UPDATE releases SET state = ?, parked_until = ? WHERE environment = ? AND number = ?",
-		m.State, stamp(m.ParkedUntil), m.Environment, m.Number)
+	result, err := tx.ExecContext(ctx, "UPDATE releases SET state = ?, parked_until = ?, live_at = coalesce(nullif(?, ''), live_at) WHERE environment = ? AND number = ?",
+		m.State, stamp(m.ParkedUntil), stamp(m.LiveAt), m.Environment, m.Number)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (l *Ledger) Releases(ctx context.Context, environment string) ([]kiln.Relea
 }
 
 func (l *Ledger) releases(ctx context.Context, where string, args ...any) ([]kiln.Release, error) {
-	rows, err := l.read.QueryContext(ctx, "SELECT number, state, parked_until, body FROM releases "+where, args...) //nolint:gosec // where is a constant
+	rows, err := l.read.QueryContext(ctx, "SELECT number, state, parked_until, live_at, body FROM releases "+where, args...) //nolint:gosec // where is a constant
 	if err != nil {
 		return nil, explain("read releases", err)
 	}
@@ -73,9 +73,9 @@ func (l *Ledger) releases(ctx context.Context, where string, args ...any) ([]kil
 	var out []kiln.Release
 	for rows.Next() {
 		var number int
-		var state, until string
+		var state, until, live string
 		var body []byte
-		if err := rows.Scan(&number, &state, &until, &body); err != nil {
+		if err := rows.Scan(&number, &state, &until, &live, &body); err != nil {
 			return nil, explain("read releases", err)
 		}
 		var r kiln.Release
@@ -84,6 +84,9 @@ func (l *Ledger) releases(ctx context.Context, where string, args ...any) ([]kil
 		}
 		r.State = kiln.ReleaseState(state)
 		if r.ParkedUntil, err = unstamp(until); err != nil {
+			return nil, damaged(fmt.Sprintf("release %d", number), err)
+		}
+		if r.LiveAt, err = unstamp(live); err != nil {
 			return nil, damaged(fmt.Sprintf("release %d", number), err)
 		}
 		out = append(out, r)

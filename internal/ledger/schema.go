@@ -66,6 +66,8 @@ CREATE TABLE settings (
 	name  TEXT PRIMARY KEY,
 	value BLOB NOT NULL
 ) STRICT;
+`, `
+ALTER TABLE releases ADD COLUMN live_at TEXT NOT NULL DEFAULT '';
 `}
 }
 
