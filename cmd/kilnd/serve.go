@@ -196,6 +196,8 @@ func (p *plane) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
 	group.Go(func() error { return p.reserve.run(ctx) })
+	group.Go(func() error { return boundHistory(ctx, p.ledger, p.log) })
+	group.Go(func() error { return boundLogs(ctx, p.log, logEvery, p.dir("kilnd.log"), p.dir("keep.log")) })
 	group.Go(func() error { return p.engine.Serve(ctx) })
 	group.Go(func() error { return p.control.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx, listener, handler, answerGrace, p.log) })

@@ -170,6 +170,9 @@ func lastLines(path string, offset int64, n int) []string {
 	defer func() { _ = f.Close() }()
 	const most = 64 << 10
 	if info, err := f.Stat(); err == nil {
+		if info.Size() < offset { // it was emptied meanwhile
+			offset = 0
+		}
 		offset = max(offset, info.Size()-most)
 	}
 	b, err := io.ReadAll(io.NewSectionReader(f, offset, most))
