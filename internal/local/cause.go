@@ -46,10 +46,12 @@ func readOnly(line string) bool {
 
 // bytesOf writes a limit as a definition does: "64MiB".
 func bytesOf(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	i := 0
-	for n >= 1024 && n%1024 == 0 && i < len(units)-1 {
-		n, i = n/1024, i+1
+	unit := "B"
+	for _, larger := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if n < 1024 || n%1024 != 0 {
+			break
+		}
+		n, unit = n/1024, larger
 	}
-	return fmt.Sprintf("%d%s", n, units[i])
+	return fmt.Sprintf("%d%s", n, unit)
 }
