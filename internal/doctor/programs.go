@@ -14,12 +14,17 @@ type installed struct {
 	missing string   // what does not work then
 }
 
+// initPrograms are the inits that instances can run under, all static.
+func initPrograms() []string {
+	return []string{"catatonit", "tini-static", "docker-init"}
+}
+
 func needs() []installed {
 	return []installed{
 		{"git", []string{"git"}, "git", Warn, "releases do not know their commit, and environments that follow a branch are refused"},
 		{
 			"init",
-			[]string{"catatonit", "/usr/libexec/podman/catatonit", "tini-static", "tini"},
+			initPrograms(),
 			"catatonit",
 			Blocks, "instances have no init that reaps and forwards signals",
 		},

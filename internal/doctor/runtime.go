@@ -35,14 +35,15 @@ func checkRuntime(ctx context.Context, h *host) []Finding {
 	return blocks("runtime", "does not work here: "+strings.Join(refused, "; "), "apt-get install runc")
 }
 
-// tryRuntime runs this very program's "version" as an instance.
+// tryRuntime runs an instance that prints the init's version; where there is
+// no init, this program's.
 func (h *host) tryRuntime(ctx context.Context, program string) error {
 	dir, err := os.MkdirTemp("", "kiln-doctor-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := writeBundle(dir); err != nil {
+	if err := writeBundle(dir, h.static()); err != nil {
 		return err
 	}
 	id := filepath.Base(dir)
@@ -61,16 +62,31 @@ func lastLine(out []byte) string {
 	return lines[len(lines)-1]
 }
 
-// writeBundle makes an OCI bundle whose root holds a copy of this executable,
-// which is static.
-func writeBundle(dir string) error {
+// trial is a static program and what makes it end at once.
+type trial struct {
+	path, argument string
+}
+
+// static finds a program that needs no libraries: the init is one, and this
+// executable may have been built against a C library.
+func (h *host) static() trial {
+	for _, name := range initPrograms() {
+		if at, err := h.Look(name); err == nil {
+			return trial{at, "--version"}
+		}
+	}
+	return trial{"/proc/self/exe", "version"}
+}
+
+// writeBundle makes an OCI bundle whose root holds a copy of the program.
+func writeBundle(dir string, program trial) error {
 	root := filepath.Join(dir, "rootfs")
 	for _, sub := range []string{"proc", "dev"} {
 		if err := os.MkdirAll(filepath.Join(root, sub), 0o755); err != nil { //nolint:gosec // of the trial's root
 			return err
 		}
 	}
-	if err := copyFile("/proc/self/exe", filepath.Join(root, "kiln")); err != nil {
+	if err := copyFile(program.path, filepath.Join(root, "trial")); err != nil {
 		return err
 	}
 	type m = map[string]any
@@ -80,7 +96,7 @@ func writeBundle(dir string) error {
 	}
 	config := m{
 		"ociVersion": "1.0.2",
-		"process":    m{"args": []string{"/kiln", "version"}, "cwd": "/", "user": m{"uid": 0, "gid": 0}, "noNewPrivileges": true},
+		"process":    m{"args": []string{"/trial", program.argument}, "cwd": "/", "user": m{"uid": 0, "gid": 0}, "noNewPrivileges": true},
 		"root":       m{"path": "rootfs", "readonly": true},
 		"mounts":     []m{{"destination": "/proc", "type": "proc", "source": "proc"}},
 		"linux": m{
