@@ -200,6 +200,7 @@ func (j *job) build(ctx context.Context, image kiln.Image, f *folder, in inputs)
 	d, err := e.Build(ctx, buildkit.Build{
 		Image:     image.Name,
 		File:      path.Clean(image.Dockerfile.File),
+		Shown:     path.Join(image.Dockerfile.Context, image.Dockerfile.File),
 		Target:    image.Dockerfile.Target,
 		Args:      image.Dockerfile.Args,
 		Platform:  image.Platform,

@@ -3,7 +3,11 @@ package bake
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/kilnproject/kiln"
 )
@@ -44,9 +48,25 @@ func (j *job) resolve(ctx context.Context, image kiln.Image, ref string) (kiln.D
 	j.mu.Unlock()
 	r.once.Do(func() { r.manifest, r.err = j.pull(ctx, image, ref) })
 	if r.err != nil {
-		return "", forImage(image, r.err)
+		return "", forImage(image, notAContext(image, ref, r.err))
 	}
 	return r.manifest, nil
+}
+
+// notAContext says of a bare name in a Dockerfile, which was looked for in a
+// registry, which names the definition gives it.
+func notAContext(image kiln.Image, ref string, err error) error {
+	var known *kiln.Error
+	if image.Dockerfile == nil || strings.ContainsAny(ref, "/@") || !errors.As(err, &known) {
+		return err
+	}
+	names := "it has none"
+	if len(image.Dockerfile.Contexts) > 0 {
+		names = "there are: " + strings.Join(slices.Sorted(maps.Keys(image.Dockerfile.Contexts)), ", ")
+	}
+	said := *known // r.err is shared by the images that use the reference
+	said.Hint = fmt.Sprintf("%s is neither a stage nor one of the image's contexts (%s), so a registry was asked; for an image of the definition: contexts = { NAME = image.NAME }", ref, names)
+	return &said
 }
 
 func (j *job) pull(ctx context.Context, image kiln.Image, ref string) (kiln.Digest, error) {

@@ -2,6 +2,7 @@ package bake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -319,4 +320,18 @@ func FuzzReadRecipe(f *testing.F) {
 		}
 		_, _ = r.references(image) // must not panic or hang
 	})
+}
+
+func TestAMisspelledContextIsExplained(t *testing.T) {
+	cause := kiln.Errorf(kiln.CodeUnavailable, "check the network", "pull bsae: no such host")
+	image := kiln.Image{Name: "app", Dockerfile: &kiln.Dockerfile{Contexts: map[string]string{"base": "debian"}}}
+	var said *kiln.Error
+	if !errors.As(notAContext(image, "bsae", cause), &said) || !strings.Contains(said.Hint, "there are: base") || !strings.HasPrefix(said.Hint, "bsae is neither") {
+		t.Fatalf("%+v", said)
+	}
+	for _, ref := range []string{"example.com/base:1", "base@sha256:00"} {
+		if err := notAContext(image, ref, cause); err != cause { //nolint:errorlint // the same, untouched
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
 }

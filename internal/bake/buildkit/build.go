@@ -23,6 +23,7 @@ import (
 type Build struct {
 	Image    string // the image's name, for progress and errors
 	File     string // slash path of the Dockerfile in Context
+	Shown    string // the same in the definition's folder, for messages
 	Target   string
 	Args     map[string]string
 	Platform string // "linux/amd64"

@@ -32,7 +32,11 @@ func explain(ctx context.Context, b Build, o *observer, err error) error {
 		explainDenied(out, b, text)
 	default:
 		out.Message = fmt.Sprintf("image %q: %s", b.Image, rootMessage(err))
-		out.Hint = "Correct " + b.File + " or its context, then bake again."
+		out.Hint = "Correct " + b.Shown + " or its context, then bake again."
+		if name, ok := notInContext(text); ok {
+			out.Message = fmt.Sprintf("image %q: %s is not in what COPY or ADD reads from", b.Image, name)
+			out.Hint = "Sources are relative to the context, or to the stage or image of --from; what .dockerignore leaves out is not there."
+		}
 		if len(out.Diagnostics) > 0 {
 			out.Code = kiln.CodeInvalid
 		}
@@ -99,13 +103,22 @@ func diagnostics(b Build, err error) []kiln.Diagnostic {
 }
 
 func diagnostic(b Build, source []byte, from, to int) kiln.Diagnostic {
-	d := kiln.Diagnostic{Severity: "error", Summary: "Image " + b.Image + " cannot be baked", File: b.File, Line: from}
+	d := kiln.Diagnostic{Severity: "error", Summary: "Image " + b.Image + " cannot be baked", File: b.Shown, Line: from}
 	lines := strings.Split(string(source), "\n")
 	if from >= 1 && from <= len(lines) {
 		end := min(max(to, from), len(lines), from+9)
 		d.Snippet = strings.Join(lines[from-1:end], "\n")
 	}
 	return d
+}
+
+// notInContext finds the file that a COPY or ADD wanted in BuildKit's message:
+// `failed to calculate checksum of ref ID: "/file": not found`.
+func notInContext(text string) (string, bool) {
+	_, rest, found := strings.Cut(text, "failed to calculate checksum of ref ")
+	_, rest, quoted := strings.Cut(rest, ": \"/")
+	name, end, closed := strings.Cut(rest, "\"")
+	return name, found && quoted && closed && strings.HasPrefix(end, ": not found")
 }
 
 // rootMessage is the innermost message that says something of its own: the

@@ -18,6 +18,9 @@ import (
 const (
 	parallel = 6       // downloads at one time
 	maxDeb   = 4 << 30 // bytes of one package
+
+	// tellEvery is how often downloads are news: each of hundreds is not.
+	tellEvery = time.Second
 )
 
 func newClient() *http.Client {
@@ -53,7 +56,7 @@ func (b *Builder) fetch(ctx context.Context, packages []kiln.LockedPackage, prog
 	}
 	step := fmt.Sprintf("download %d packages", len(missing))
 	start := time.Now()
-	var got atomic.Int64
+	var got, told atomic.Int64
 	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for _, p := range missing {
@@ -61,8 +64,10 @@ func (b *Builder) fetch(ctx context.Context, packages []kiln.LockedPackage, prog
 			if err := b.download(each, p); err != nil {
 				return err
 			}
-			progress(kiln.Progress{Step: step, Message: fmt.Sprintf("%s %s (%.1f of %.1f MB)",
-				p.Name, p.Version, float64(got.Add(p.Size))/1e6, float64(total)/1e6)})
+			sum, last, passed := got.Add(p.Size), told.Load(), int64(time.Since(start))
+			if passed-last >= int64(tellEvery) && told.CompareAndSwap(last, passed) {
+				progress(kiln.Progress{Step: step, Message: fmt.Sprintf("%.1f of %.1f MB", float64(sum)/1e6, float64(total)/1e6)})
+			}
 			return nil
 		})
 	}
