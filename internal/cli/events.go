@@ -2,6 +2,8 @@ package cli
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -50,5 +52,33 @@ func (a *app) printEvent(e kiln.Event) error {
 	if !strings.Contains(e.Message, e.Subject) {
 		message = s.safe(e.Subject) + ": " + message
 	}
-	return a.print("%s  %-10s  %-18s  %s%s\n", s.paint(dim, at), s.safe(e.Environment), s.safe(e.Kind), message, by)
+	if err := a.print("%s  %-10s  %-18s  %s%s\n", s.paint(dim, at), s.safe(e.Environment), s.safe(e.Kind), message, by); err != nil {
+		return err
+	}
+	for _, more := range explanation(e) {
+		if err := a.print("%s%s\n", strings.Repeat(" ", len(at)+2), s.paint(dim, s.safe(more))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// explanation is what an event's data adds for a reader: why a release failed,
+// and the last line of an instance that died, unless the message has it.
+func explanation(e kiln.Event) []string {
+	var out []string
+	if cause := e.Data["cause"]; cause != "" && strings.Contains(cause, " ") {
+		out = append(out, cause)
+	}
+	if names := slices.Sorted(maps.Keys(e.Data)); e.Kind == "instance.died" {
+		for _, name := range slices.Backward(names) {
+			if line := strings.TrimSpace(e.Data[name]); strings.HasPrefix(name, "log_") && line != "" {
+				if !strings.Contains(e.Message, line) {
+					out = append(out, "| "+line)
+				}
+				break
+			}
+		}
+	}
+	return out
 }

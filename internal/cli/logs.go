@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,7 +39,15 @@ the order of time. With --json one object a line.`,
 					query.Service, query.Instance = "", args[0]
 				}
 			}
-			return followed(client.Logs(command.Context(), query, a.printLogLine))
+			lines := 0
+			err = followed(client.Logs(command.Context(), query, func(l kiln.LogLine) error {
+				lines++
+				return a.printLogLine(l)
+			}))
+			if err == nil && lines == 0 {
+				a.say("no lines of %s are kept in environment %s", cmp.Or(query.Instance, query.Service, "any instance"), query.Environment)
+			}
+			return err
 		},
 	}
 	flags := command.Flags()
@@ -49,8 +59,8 @@ the order of time. With --json one object a line.`,
 }
 
 // isInstance says whether name is an instance, and not a service, of an
-// environment. One that neither knows is left to the engine, which keeps the
-// logs of the dead.
+// environment. What is not live is told by its form: the logs of the dead are
+// kept, and those of services whose release failed.
 func (a *app) isInstance(command *cobra.Command, environment, name string) (bool, error) {
 	client, err := a.client()
 	if err != nil {
@@ -75,12 +85,16 @@ func (a *app) isInstance(command *cobra.Command, environment, name string) (bool
 		return false, err
 	}
 	for _, i := range list {
-		if i.Service == name {
-			return false, nil
+		if i.Service == name || i.ID == name {
+			return i.ID == name, nil
 		}
 	}
-	return true, nil
+	return instanceForm().MatchString(name), nil
 }
+
+// instanceForm is a service's name, a dash, ten digits of time and four of
+// chance in base 32.
+func instanceForm() *regexp.Regexp { return regexp.MustCompile(`.-[0-9a-v]{14}$`) }
 
 func (a *app) parseSince(text string) (time.Time, error) {
 	if text == "" {

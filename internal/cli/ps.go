@@ -106,8 +106,11 @@ func describeCause(c kiln.Cause) string {
 		text = "killed by its memory limit"
 	case kiln.CauseNeverReady, kiln.CauseUnready, kiln.CauseStartFailed, kiln.CauseStopped, kiln.CauseBurned, kiln.CauseLost:
 	}
-	if c.Detail != "" {
+	switch n := len(c.LastLog); {
+	case c.Detail != "":
 		text += ": " + c.Detail
+	case n > 0 && c.Failure():
+		text += ": " + strings.TrimSpace(c.LastLog[n-1])
 	}
 	return text
 }

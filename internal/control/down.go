@@ -92,7 +92,7 @@ func (c *Control) emptied(ctx context.Context, name string, releases []kiln.Rele
 				"environment %s has no traffic any more, but %d of its instances have not ended after %s", name, left, limit)
 		case left != last:
 			last = left
-			feed.send(kiln.Progress{Stage: "park", Subject: name, Step: "stop", Message: fmt.Sprintf("%d instances are ending", left)})
+			feed.send(kiln.Progress{Stage: "park", Subject: name, Step: "stop", Message: fmt.Sprintf("instances that are ending: %d", left)})
 		}
 		if err := await(ctx, changed, rest); err != nil {
 			return err

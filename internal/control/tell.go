@@ -55,7 +55,7 @@ func (d *drive) events(s rollout.State, marks []kiln.ReleaseMark) []kiln.Event {
 		})
 	}
 	if len(s.Trail) == 0 {
-		add("rollout.begun", subject(d.record.To), fmt.Sprintf("%s from release %d to %d", d.rollout.Kind, d.record.From, d.record.To),
+		add("rollout.begun", subject(d.record.To), course(string(d.rollout.Kind), d.record.From, d.record.To),
 			map[string]string{"rollout": d.record.ID})
 	}
 	for _, m := range marks {
@@ -68,6 +68,14 @@ func (d *drive) events(s rollout.State, marks []kiln.ReleaseMark) []kiln.Event {
 		add("rollout.failed", subject(d.record.To), d.outcome(*s.Failure), nil)
 	}
 	return out
+}
+
+// course says what a rollout is to do; from is 0 where nothing was live.
+func course(kind string, from, to int) string {
+	if from == 0 {
+		return fmt.Sprintf("%s to release %d", kind, to)
+	}
+	return fmt.Sprintf("%s from release %d to %d", kind, from, to)
 }
 
 func subject(release int) string { return fmt.Sprintf("release %d", release) }

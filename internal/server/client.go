@@ -247,7 +247,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return kiln.Errorf(kiln.CodeUnavailable, "kiln up starts one; --data names another data directory",
+		return kiln.Errorf(kiln.CodeUnavailable, "kiln up starts one in the background, and kilnd runs one in the foreground; --data names another data directory",
 			"no control plane runs on %s", c.socket)
 	case errors.Is(err, os.ErrPermission):
 		return kiln.Errorf(kiln.CodeRefused, "run it as root or as a member of the group "+GroupName,
