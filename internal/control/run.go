@@ -144,8 +144,10 @@ func (c *Control) outlived(ctx context.Context, name string) error {
 	}
 	return c.end(ctx, name, releases, retiring{
 		states: []kiln.ReleaseState{kiln.ReleaseLive, kiln.ReleaseParked},
-		event: kiln.Event{Kind: "environment.expired", Subject: name,
-			Message: fmt.Sprintf("environment %s was ended: its last release, %d, went live %s ago, which is its ttl", name, live.Number, live.TTL)},
+		event: kiln.Event{
+			Kind: "environment.expired", Subject: name,
+			Message: fmt.Sprintf("environment %s was ended: its last release, %d, went live %s ago, which is its ttl", name, live.Number, live.TTL),
+		},
 		reason: "the environment has reached its ttl",
 	}, newFeed(nil))
 }
