@@ -139,10 +139,14 @@ table inet kiln_00aa11 {
 		programs map[string]string
 		fixes    []string
 	}{
-		"Docker": {map[string]string{"iptables": "-P FORWARD DROP\n-N DOCKER-USER\n", "nft": chains},
-			[]string{throughDocker, "nft 'chain inet mine through { policy accept; }'"}},
-		"without iptables": {map[string]string{"nft": chains},
-			[]string{"nft 'chain ip filter FORWARD { policy accept; }'", "nft 'chain inet mine through { policy accept; }'"}},
+		"Docker": {
+			map[string]string{"iptables": "-P FORWARD DROP\n-N DOCKER-USER\n", "nft": chains},
+			[]string{throughDocker, "nft 'chain inet mine through { policy accept; }'"},
+		},
+		"without iptables": {
+			map[string]string{"nft": chains},
+			[]string{"nft 'chain ip filter FORWARD { policy accept; }'", "nft 'chain inet mine through { policy accept; }'"},
+		},
 		"iptables alone": {map[string]string{"iptables": "-P FORWARD DROP\n"}, []string{"iptables -P FORWARD ACCEPT"}},
 	} {
 		t.Run(name, func(t *testing.T) {
