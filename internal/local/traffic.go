@@ -283,6 +283,11 @@ func (e *Engine) Check(ctx context.Context, id kiln.FleetID, check kiln.Verify) 
 		return kiln.Errorf(kiln.CodeConflict, "", "no instance of %s is ready", id)
 	}
 	slices.SortFunc(ready, func(a, b *instance) int { return strings.Compare(a.ID, b.ID) })
+	// A check may call other services: what became ready this moment must be in
+	// the gateway's table. An error is the publisher's to mend.
+	if err := e.traffic.publish(ctx); err != nil && ctx.Err() != nil {
+		return err
+	}
 	for _, in := range ready {
 		if err := e.checkOne(ctx, in, check); err != nil {
 			return err

@@ -474,6 +474,9 @@ func TestDownLeavesNothing(t *testing.T) {
 		}
 		return nil
 	})
+	if err := os.RemoveAll(r.Data); err != nil {
+		t.Errorf("the data directory cannot be removed: %v", err)
+	}
 }
 
 func TestReleasesAreReadByOtherTools(t *testing.T) {
