@@ -309,6 +309,7 @@ type gateway struct {
 	refuse   error
 	drained  []string
 	failures chan string
+	slow     func() // called before a table is taken
 }
 
 func newGateway() *gateway {
@@ -316,6 +317,12 @@ func newGateway() *gateway {
 }
 
 func (g *gateway) Set(_ context.Context, t kiln.Traffic) error {
+	g.mu.Lock()
+	slow := g.slow
+	g.mu.Unlock()
+	if slow != nil {
+		slow()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.refuse != nil {
@@ -403,6 +410,7 @@ type keeper struct {
 	known     map[string]kiln.ProcessStatus
 	watchers  map[chan kiln.ProcessStatus]bool
 	listeners []string
+	before    func(id string) // called before a process starts
 }
 
 func newKeeper(t testing.TB) *keeper {
@@ -414,6 +422,9 @@ func newKeeper(t testing.TB) *keeper {
 }
 
 func (k *keeper) Start(ctx context.Context, p kiln.Process) (kiln.ProcessStatus, error) {
+	if k.before != nil {
+		k.before(p.ID)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return kiln.ProcessStatus{}, err

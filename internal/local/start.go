@@ -58,6 +58,7 @@ func (e *Engine) start(ctx context.Context, in *instance) error {
 	if err := e.address(ctx, in, p, link.Name); err != nil {
 		return err
 	}
+	caller := e.traffic.mark()
 	if err := link.Connect(in.Address, e.plan.Source()); err != nil {
 		return err
 	}
@@ -70,7 +71,20 @@ func (e *Engine) start(ctx context.Context, in *instance) error {
 	if err := e.writeBundle(in, config); err != nil {
 		return err
 	}
+	e.introduce(ctx, in, caller)
 	return e.launch(ctx, in)
+}
+
+// introduce waits until the gateway knows the instance as a caller: names are
+// looked up and other services called from the first line of a program on,
+// long before it is ready. A gateway that is away for a while learns of it
+// when it comes back, and holds nobody up.
+func (e *Engine) introduce(ctx context.Context, in *instance, caller uint64) {
+	ctx, cancel := context.WithTimeout(ctx, tableLimit)
+	defer cancel()
+	if err := e.traffic.wait(ctx, caller); err != nil && ctx.Err() == nil {
+		e.Log.Debug("the gateway does not know the instance yet", "instance", in.ID, "error", err)
+	}
 }
 
 // address gives the instance its address, records it, and has the filter know
