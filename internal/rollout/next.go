@@ -164,11 +164,19 @@ func tidy(r Rollout, s State) Step {
 }
 
 // parkTime is how long the release before r stays warm: the longest that a
-// service of r says.
+// serving service of r says, or that a worker says where nothing serves.
 func parkTime(r kiln.Release) time.Duration {
-	var park time.Duration
+	var park, workers time.Duration
+	serving := false
 	for _, s := range r.Services {
-		park = max(park, s.Rollout.Park)
+		if s.Template.Worker() { // at zero while parked: nothing of it is kept
+			workers = max(workers, s.Rollout.Park)
+			continue
+		}
+		park, serving = max(park, s.Rollout.Park), true
+	}
+	if !serving {
+		return workers
 	}
 	return park
 }

@@ -337,3 +337,15 @@ func TestAWorkerHasToRunForAWhile(t *testing.T) {
 		t.Fatalf("one that ends again and again: %+v", failure)
 	}
 }
+
+func TestAWorkerDoesNotKeepAReleaseParked(t *testing.T) {
+	serving := kiln.ReleaseService{Template: kiln.Template{Service: "web", Ports: []kiln.Port{{}}}, Rollout: kiln.Strategy{Park: 5 * time.Second}}
+	worker := kiln.ReleaseService{Template: kiln.Template{Service: "mail"}, Rollout: kiln.Strategy{Park: time.Hour}}
+	for want, services := range map[time.Duration][]kiln.ReleaseService{
+		5 * time.Second: {serving, worker}, time.Hour: {worker}, 0: nil,
+	} {
+		if got := parkTime(kiln.Release{Services: services}); got != want {
+			t.Errorf("%d services: %s, want %s", len(services), got, want)
+		}
+	}
+}
