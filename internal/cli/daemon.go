@@ -146,11 +146,17 @@ func (d *daemon) await(ctx context.Context, client *server.Client) error {
 	}
 }
 
+// exitText is how kilnd ended. On a full disk its log says nothing.
 func exitText(err error) string {
-	if err == nil {
+	var status *exec.ExitError
+	switch {
+	case err == nil:
 		return "exit status 0"
+	case errors.As(err, &status) && status.ExitCode() == ExitNoRoom:
+		return "the disk, memory or addresses do not suffice (exit status 8)"
+	default:
+		return err.Error()
 	}
-	return err.Error()
 }
 
 // failed is an error with the last lines that this start wrote.

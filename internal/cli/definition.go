@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -67,9 +68,27 @@ func (a *app) load(ctx context.Context, d definitionFlags, environment string) (
 	}
 	definition, err := spec.Load(root.FS(), spec.Options{Environment: environment, Branch: from.Branch, Values: values})
 	if err != nil {
-		return loaded{}, err
+		return loaded{}, a.elsewhere(err)
 	}
 	return loaded{definition, values}, nil
+}
+
+// elsewhere adds to what is said of a folder without a definition which folder
+// above has one: a definition is never looked for, so that it is clear which
+// one is meant.
+func (a *app) elsewhere(err error) error {
+	var said *kiln.Error
+	if !errors.As(err, &said) || said.Code != kiln.CodeNotFound {
+		return err
+	}
+	dir, _ := filepath.Abs(a.dir)
+	for above := filepath.Dir(dir); dir != "" && above != dir; dir, above = above, filepath.Dir(above) {
+		if _, gone := os.Stat(filepath.Join(above, "kiln.hcl")); gone == nil {
+			said.Hint = "there is one above: -C " + above
+			break
+		}
+	}
+	return err
 }
 
 func (a *app) values(d definitionFlags) (map[string]json.RawMessage, error) {

@@ -231,7 +231,7 @@ func (a *app) ended(err error, p *progress, what string) error {
 	case !errors.Is(err, context.Canceled):
 		return err
 	case p.started():
-		return &interruption{what + " goes on without this command", "kiln status shows how it stands; kiln rollback takes it back once it is live"}
+		return &interruption{what + " goes on without this command", "kiln status shows how it stands; kiln rollback calls it off"}
 	default:
 		return &interruption{"interrupted before anything was changed", ""}
 	}

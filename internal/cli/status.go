@@ -73,7 +73,11 @@ func (a *app) printEnvironment(e control.EnvironmentStatus) error {
 		}
 	}
 	if r := e.Rollout; r != nil {
-		if err := a.print("  %s release %d -> %d: %s, for %s\n", s.paint(yellow, "rollout:"), r.From, r.To, r.Step, age(a.now(), r.StartedAt)); err != nil {
+		from := ""
+		if r.From != 0 {
+			from = fmt.Sprintf("%d -> ", r.From)
+		}
+		if err := a.print("  %s release %s%d: %s, for %s\n", s.paint(yellow, "rollout:"), from, r.To, r.Step, age(a.now(), r.StartedAt)); err != nil {
 			return err
 		}
 	}

@@ -29,6 +29,10 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 		return UpResult{}, err
 	}
 	name := def.Environment.Name
+	if len(def.Spec.Services) == 0 {
+		return UpResult{}, kiln.Errorf(kiln.CodeInvalid, "kiln bake bakes images alone; kiln down "+name+" ends what runs",
+			"the definition has no service: its release would run nothing")
+	}
 	if err := bound(def.Environment, r.Source); err != nil {
 		return UpResult{}, err
 	}

@@ -270,3 +270,18 @@ func TestPlanSaysWhatUpWouldDo(t *testing.T) {
 		}
 	})
 }
+
+func TestADefinitionWithoutServicesIsRefused(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		empty := shop("production", "1")
+		empty.Services, empty.Routes = nil, nil
+		_, err := b.up(empty)
+		var said *kiln.Error
+		if !errors.As(err, &said) || said.Code != kiln.CodeInvalid {
+			t.Fatalf("an empty definition: %v", err)
+		}
+		b.settled()
+		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
+	})
+}

@@ -73,7 +73,7 @@ func (w *walker) single(name string) error {
 
 func missing(name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return kiln.Errorf(kiln.CodeNotFound, "", "there is no %s: %w", name, fs.ErrNotExist)
+		return kiln.Errorf(kiln.CodeNotFound, "paths of the definition are relative to its folder; those of a Dockerfile to its context", "there is no %s: %w", name, fs.ErrNotExist)
 	}
 	return kiln.Errorf(kiln.CodeFailed, "", "read %s: %w", name, err)
 }
