@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kilnproject/kiln"
@@ -165,6 +166,13 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 	if err := c.claim(name, def.Spec.Routes); err != nil {
 		return kiln.Release{}, err
 	}
+	live, err := c.live(ctx, name)
+	if err != nil {
+		return kiln.Release{}, err
+	}
+	if err := stranger(live, def.Spec); err != nil {
+		return kiln.Release{}, err
+	}
 	began := c.now()
 	baked, bundle, err := c.bake(ctx, r, def, feed)
 	if err != nil {
@@ -181,7 +189,6 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 	if err != nil {
 		return kiln.Release{}, fmt.Errorf("list the releases of %s: %w", name, err)
 	}
-	live := findState(releases, kiln.ReleaseLive)
 	identity := release.Identity()
 	if live != nil && live.Identity() == identity {
 		out.Nothing, out.Release, out.URLs = true, *live, c.urls(*live)
@@ -192,6 +199,26 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 	}
 	out.Steps = plan.Steps(name, live, release, nil)
 	return release, nil
+}
+
+// stranger refuses a definition that has no service in common with the live
+// release: two projects that declare no environment would otherwise end each
+// other by an everyday command.
+func stranger(live *kiln.Release, s kiln.Spec) error {
+	if live == nil || len(live.Services) == 0 {
+		return nil
+	}
+	var names []string
+	for _, have := range live.Services {
+		name := have.Template.Service
+		if slices.ContainsFunc(s.Services, func(one kiln.Service) bool { return one.Name == name }) {
+			return nil
+		}
+		names = append(names, name)
+	}
+	return kiln.Errorf(kiln.CodeRefused,
+		fmt.Sprintf("to run beside it, give this definition an environment of its own: environment \"NAME\" {}; to end what runs: kiln down %s", live.Environment),
+		"environment %s runs another project (release %d: %s), and this definition has none of its services", live.Environment, live.Number, strings.Join(names, ", "))
 }
 
 // condemned refuses what was rolled back, unless a person says so.
