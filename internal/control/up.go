@@ -30,11 +30,7 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 		return UpResult{}, err
 	}
 	name := def.Environment.Name
-	if len(def.Spec.Services) == 0 {
-		return UpResult{}, kiln.Errorf(kiln.CodeInvalid, "kiln bake bakes images alone; kiln down "+name+" ends what runs",
-			"the definition has no service: its release would run nothing")
-	}
-	if err := bound(def.Environment, r.Source); err != nil {
+	if err := releasable(def, r.Source); err != nil {
 		return UpResult{}, err
 	}
 	h, err := c.hold(ctx, name, "kiln up", r.Actor, feed)
@@ -131,6 +127,15 @@ func (c *Control) load(r UpRequest) (Definition, error) {
 		return Definition{}, fmt.Errorf("load the definition: %w", err)
 	}
 	return def, nil
+}
+
+// releasable refuses what no release may be made from.
+func releasable(def Definition, s kiln.Source) error {
+	if len(def.Spec.Services) == 0 {
+		return kiln.Errorf(kiln.CodeInvalid, "kiln bake bakes images alone; kiln down "+def.Environment.Name+" ends what runs",
+			"the definition has no service: its release would run nothing")
+	}
+	return bound(def.Environment, s)
 }
 
 // bound refuses what an environment that follows a branch must not get.
