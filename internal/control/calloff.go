@@ -19,7 +19,7 @@ func (c *Control) drives(h *holder, d *drive) {
 
 // callOff makes the rollout of an environment go back to where it began, when
 // one runs whose outcome is open, and waits until it is undone. It returns
-// nil when there is none.
+// nil when there is none, or when it came too late.
 func (c *Control) callOff(ctx context.Context, name, what, actor string) (*drive, error) {
 	c.mu.Lock()
 	h := c.environment(name).holder
@@ -33,7 +33,12 @@ func (c *Control) callOff(ctx context.Context, name, what, actor string) (*drive
 	}
 	select {
 	case <-h.decided:
+		if d.failed("") == nil {
+			return nil, nil // the outcome was journalled at that moment: it went through
+		}
 		return d, nil
+	case <-d.stuck:
+		return nil, d.failed(notUndone)
 	case <-ctx.Done():
 		return nil, kiln.Errorf(kiln.CodeUnavailable, "kiln status "+name+" shows how far it is",
 			"the rollout of release %d is being undone, and goes on without you: %w", d.record.To, ctx.Err())

@@ -5,9 +5,11 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/kilntest"
+	"github.com/kilnproject/kiln/internal/rollout"
 )
 
 // hangs begins an up of release 2 whose web fleet starts and never answers.
@@ -72,5 +74,36 @@ func TestAnUndoingThatDoesNotWorkIsTold(t *testing.T) {
 		b.engine.Intercept(nil)
 		b.settled()
 		b.wantStates("production", kiln.ReleaseLive, kiln.ReleaseFailed)
+	})
+}
+
+func TestACallOffThatComesTooLateIsNotTakenForOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Options{})
+		c.base = t.Context()
+		h := c.newHolder("kiln up", "ada", time.Now())
+		d := &drive{c: c, holder: h, stuck: make(chan struct{}), state: rollout.State{Kind: rollout.Up, Step: rollout.Switch}}
+		h.drive = d
+		c.environment("production").holder = h
+		type answer struct {
+			undone *drive
+			err    error
+		}
+		answers := make(chan answer)
+		go func() {
+			undone, err := c.callOff(t.Context(), "production", "kiln rollback", "ada")
+			answers <- answer{undone, err}
+		}()
+		synctest.Wait()
+		// The step that decides was being journalled.
+		d.mu.Lock()
+		d.state.Step = rollout.Done
+		d.mu.Unlock()
+		c.mu.Lock()
+		h.decide()
+		c.mu.Unlock()
+		if a := <-answers; a.undone != nil || a.err != nil {
+			t.Errorf("a rollout that went through was said to be called off: %v", a.err)
+		}
 	})
 }

@@ -13,7 +13,7 @@ func (c *Control) watch(ctx context.Context, d *drive) error {
 	select {
 	case <-d.holder.decided:
 	case <-d.stuck:
-		return d.failed("; it is not undone yet, and that is tried until it works; the control plane log says why it does not")
+		return d.failed(notUndone)
 	case <-ctx.Done():
 		return kiln.Errorf(kiln.CodeUnavailable, "kiln status "+d.rollout.Environment+" shows how far it is",
 			"the rollout of release %d goes on without you: %w", d.record.To, ctx.Err())
@@ -23,6 +23,9 @@ func (c *Control) watch(ctx context.Context, d *drive) error {
 	}
 	return d.failed("")
 }
+
+// notUndone is added to a failure whose undoing does not work.
+const notUndone = "; it is not undone yet, and that is tried until it works; the control plane log says why it does not"
 
 // failed is the failure of a rollout for those who asked for it; nil when it
 // did not fail.
