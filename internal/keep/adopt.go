@@ -124,7 +124,7 @@ func endOrphan(was *started) {
 	}
 	defer func() { _ = unix.Close(pidfd) }()
 	if unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) == nil {
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000)
+		awaitEnd(pidfd, 2*time.Second)
 	}
 }
 

@@ -192,7 +192,7 @@ func zombies(pids []string) string {
 // waitUntil asks again every 5 ms until the condition holds.
 func waitUntil(t *testing.T, holds func() bool) {
 	t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(longest)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !holds() {

@@ -49,6 +49,22 @@ func isChild(pid int) bool {
 	return err == nil && s.parent == os.Getpid()
 }
 
+// awaitEnd waits until a process has ended, for the limit at most, and says
+// whether it has. A signal to the keeper, which ends every poll, does not end
+// the wait.
+func awaitEnd(pidfd int, limit time.Duration) bool {
+	for end := time.Now().Add(limit); ; {
+		left := max(0, time.Until(end))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left.Milliseconds())) // a descriptor
+		if n == 1 {
+			return true
+		}
+		if left == 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return false
+		}
+	}
+}
+
 // bootID names the machine's present run; pids of another mean nothing.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

@@ -26,6 +26,10 @@ import (
 	"github.com/kilnproject/kiln/internal/probe"
 )
 
+// longest bounds every wait for something that comes: only a failure takes so
+// long, however busy the machine is.
+const longest = 3 * time.Minute
+
 // root skips a test that the machine's or the user's state does not allow.
 func root(t testing.TB) {
 	t.Helper()
@@ -98,7 +102,7 @@ func (b *bed) reboot() {
 
 func (b *bed) clean() {
 	defer b.remove() // also when something did not end
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()
 	if b.Engine != nil {
 		changes := b.Watch(ctx)
@@ -176,7 +180,7 @@ func leftovers(tag string) []string {
 // wait returns once cond holds for the environment "test".
 func (b *bed) wait(what string, cond func(o kiln.Observation) bool) kiln.Observation {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()
 	changes := b.Watch(ctx)
 	for {
@@ -243,9 +247,9 @@ func web(count int, change ...func(t *kiln.Template)) kiln.Fleet {
 		Ports: []kiln.Port{{Name: "http", Number: 80, Protocol: kiln.ProtocolHTTP}},
 		Config: kiln.Config{
 			User:   "app",
-			Ready:  kiln.Probe{HTTP: "/healthz", Interval: 100 * time.Millisecond, Timeout: time.Second, Failures: 2},
+			Ready:  kiln.Probe{HTTP: "/healthz", Interval: 100 * time.Millisecond, Timeout: longest, Failures: 2},
 			Limits: kiln.Limits{Memory: 64 << 20, PIDs: 64, Files: 1024, LogBytes: 1 << 20, Umask: 0o22},
-			Drain:  time.Second, Grace: 2 * time.Second, StartTimeout: 10 * time.Second,
+			Drain:  time.Second, Grace: 2 * time.Second, StartTimeout: longest,
 		},
 	}
 	for _, f := range change {
@@ -340,7 +344,7 @@ func (g *gateway) Set(_ context.Context, t kiln.Traffic) error {
 // wait returns the first table that satisfies cond.
 func (g *gateway) wait(t testing.TB, what string, cond func(kiln.Traffic) bool) kiln.Traffic {
 	t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(longest)
 	for {
 		g.mu.Lock()
 		table, changed := g.table, g.changed
@@ -528,7 +532,7 @@ func (k *keeper) Listen(_ context.Context, listeners []string) error {
 // waitExit returns once the keeper knows that the process ended.
 func (k *keeper) waitExit(t testing.TB, id string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()
 	changes, err := k.Watch(ctx)
 	if err != nil {

@@ -25,7 +25,7 @@ func TestTheGatewayKnowsACallerBeforeItStarts(t *testing.T) {
 		known <- found
 	}
 	f := web(1, func(t *kiln.Template) { t.Config.Command = []string{"exit", "0"} })
-	if _, err := b.Run(t.Context(), kiln.Task{Environment: "test", Release: 3, Template: f.Template, Timeout: 5 * time.Second}); err != nil {
+	if _, err := b.Run(t.Context(), kiln.Task{Environment: "test", Release: 3, Template: f.Template, Timeout: longest}); err != nil {
 		t.Fatal(err)
 	}
 	if !<-known {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -115,7 +114,7 @@ func TestForeignSocketsAfterAMachineRestart(t *testing.T) {
 // forget drops a process from the keeper once it has ended.
 func (p *processes) forget(t *testing.T, id string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), longest)
 	defer cancel()
 	for p.keeper.Forget(ctx, id) != nil {
 		if ctx.Err() != nil {

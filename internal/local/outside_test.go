@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -47,22 +48,28 @@ func outside(t *testing.T) netip.AddrPort {
 	}()
 	t.Cleanup(func() {
 		_ = r.l.Close()
-		if l, err := netlink.LinkByName("kilntestout"); err == nil {
+		if l, err := netlink.LinkByName(beyond); err == nil {
 			_ = netlink.LinkDel(l)
 		}
 	})
-	link, err := netlink.LinkByName("kilntestout")
+	link, err := netlink.LinkByName(beyond)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet("10.254.250.1/30")}); err != nil {
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet(beyondAddress(1) + "/30")}); err != nil {
 		t.Fatal(err)
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		t.Fatal(err)
 	}
-	return netip.MustParseAddrPort("10.254.250.2:8443")
+	return netip.MustParseAddrPort(beyondAddress(2) + ":8443")
 }
+
+// beyond is the host's end of the link; several processes may have theirs.
+var beyond = fmt.Sprintf("kto%d", os.Getpid())
+
+// beyondAddress is an address of that link's /30: 1 the host's, 2 the other's.
+func beyondAddress(n int) string { return fmt.Sprintf("10.254.%d.%d", os.Getpid()%250, n) }
 
 func listenOutside() (net.Listener, error) {
 	host, err := os.Open("/proc/thread-self/ns/net")
@@ -75,20 +82,20 @@ func listenOutside() (net.Listener, error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "eth0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "kilntestout", PeerNamespace: netlink.NsFd(int(host.Fd()))}); err != nil {
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: beyond, PeerNamespace: netlink.NsFd(int(host.Fd()))}); err != nil {
 		return nil, err
 	}
 	own, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return nil, err
 	}
-	if err := netlink.AddrAdd(own, &netlink.Addr{IPNet: ipnet("10.254.250.2/30")}); err != nil {
+	if err := netlink.AddrAdd(own, &netlink.Addr{IPNet: ipnet(beyondAddress(2) + "/30")}); err != nil {
 		return nil, err
 	}
 	if err := netlink.LinkSetUp(own); err != nil {
 		return nil, err
 	}
-	return net.Listen("tcp", "10.254.250.2:8443")
+	return net.Listen("tcp", beyondAddress(2)+":8443")
 }
 
 func ipnet(s string) *net.IPNet {

@@ -78,7 +78,7 @@ func newRealBed(t testing.TB) *bed {
 	}
 	b.real = &processes{command: cmd, life: life, gateway: realgateway.NewClient(filepath.Join(dir, "run/gateway.sock"))}
 	b.real.address = freeAddress(t)
-	for limit := time.Now().Add(10 * time.Second); ; {
+	for limit := time.Now().Add(longest); ; {
 		if b.real.keeper, err = keep.Dial(filepath.Join(dir, "run/keep.sock")); err == nil {
 			break
 		}
@@ -93,7 +93,7 @@ func newRealBed(t testing.TB) *bed {
 
 // end stops keeper and gateway.
 func (p *processes) end(t testing.TB) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()
 	if p.keeper != nil {
 		if err := p.keeper.Stop(ctx, t.Failed()); err != nil {
@@ -219,7 +219,7 @@ func (p *processes) get(ctx context.Context, host, path string) (int, string, er
 		return 0, "", err
 	}
 	req.Host = host
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: longest}
 	resp, err := client.Do(req)
 	if err != nil {
 		return 0, "", err

@@ -19,6 +19,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// longest bounds what a test waits for: only a failure takes so long, however
+// busy the machine is.
+const longest = 3 * time.Minute
+
 // serve answers each connection with the bytes and closes it.
 func serve(t *testing.T, answer string) netip.AddrPort {
 	t.Helper()
@@ -55,12 +59,12 @@ func TestCheck(t *testing.T) {
 		"nothing":     {"", "connection closed"},
 		"endless":     {"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20), "connection closed"},
 	} {
-		err := Check(t.Context(), serve(t, c.answer), kiln.Probe{HTTP: "/healthz"})
+		err := Check(t.Context(), serve(t, c.answer), kiln.Probe{HTTP: "/healthz", Timeout: longest})
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	if err := Check(t.Context(), closed, kiln.Probe{TCP: true}); err != nil {
+	if err := Check(t.Context(), closed, kiln.Probe{TCP: true, Timeout: longest}); err != nil {
 		t.Errorf("tcp: %v", err)
 	}
 }
@@ -76,7 +80,7 @@ func TestCheckRefusedAndSlow(t *testing.T) {
 		t.Errorf("silent: %v", err)
 	}
 	_ = l.Close()
-	if err := Check(t.Context(), address, kiln.Probe{HTTP: "/"}); err == nil || !strings.Contains(err.Error(), "refused") {
+	if err := Check(t.Context(), address, kiln.Probe{HTTP: "/", Timeout: longest}); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("closed: %v", err)
 	}
 }
@@ -93,7 +97,7 @@ func TestH2C(t *testing.T) {
 	s.Start()
 	t.Cleanup(s.Close)
 	address := netip.MustParseAddrPort(s.Listener.Addr().String())
-	if err := (Prober{}).Check(t.Context(), address, kiln.Probe{HTTP: "/"}, kiln.ProtocolH2C); err != nil {
+	if err := (Prober{}).Check(t.Context(), address, kiln.Probe{HTTP: "/", Timeout: longest}, kiln.ProtocolH2C); err != nil {
 		t.Error(err)
 	}
 	status, body, err := Prober{}.Get(t.Context(), address, "/", kiln.ProtocolH2C)
@@ -164,7 +168,7 @@ func TestWatchSeesAServiceComeAndGo(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p := kiln.Probe{HTTP: "/", Interval: 5 * time.Millisecond, Failures: 2}
+		p := kiln.Probe{HTTP: "/", Interval: 5 * time.Millisecond, Timeout: longest, Failures: 2}
 		Prober{}.Watch(ctx, netip.MustParseAddrPort(s.Listener.Addr().String()), p, kiln.ProtocolHTTP, nil, func(err error) { reports <- err })
 	}()
 	next := func(ready bool) {

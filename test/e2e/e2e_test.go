@@ -72,6 +72,8 @@ func underLoad(t *testing.T, r *rig.Rig, rate int, f func()) load.Report {
 	go func() {
 		reports <- load.Run(ctx, load.Options{
 			URL: "http://" + r.HTTP + "/", Host: "web.test", Rate: rate,
+			// A machine that stands still for some seconds is no failed request.
+			Timeout: rig.Longest, MaxInFlight: 4096,
 			Version: func(_ int, h http.Header, _ []byte) string { return h.Get("Version") },
 		})
 	}()
@@ -162,7 +164,7 @@ func TestCountChangesOnlyTheDifference(t *testing.T) {
 	}
 	r.Write("kiln.hcl", one("v1", 1, ""))
 	up(r)
-	r.Eventually(20*time.Second, "one is left", func() error {
+	r.Eventually(rig.Longest, "one is left", func() error {
 		if left := ids(instances(r)); len(left) != 1 || !slices.Contains(grown, left[0]) {
 			return fmt.Errorf("instances: %v", left)
 		}
@@ -195,7 +197,7 @@ func TestAReleaseThatFailsTouchesNothing(t *testing.T) {
 	if said, _ = r.Refused("up"); !strings.Contains(said, "front") {
 		t.Errorf("the failure does not name the check: %s", said)
 	}
-	r.Eventually(20*time.Second, "only the first release runs", func() error {
+	r.Eventually(rig.Longest, "only the first release runs", func() error {
 		if after := ids(instances(r)); !slices.Equal(before, after) {
 			return fmt.Errorf("%v, then %v", before, after)
 		}
@@ -215,7 +217,7 @@ func TestAKilledInstanceIsReplaced(t *testing.T) {
 		if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		r.Eventually(10*time.Second, "another took its place", func() error {
+		r.Eventually(rig.Longest, "another took its place", func() error {
 			all := instances(r)
 			ready := 0
 			for _, i := range all {
@@ -232,7 +234,7 @@ func TestAKilledInstanceIsReplaced(t *testing.T) {
 	if report.Failed > 0 {
 		t.Errorf("GETs failed: %s", report)
 	}
-	r.Eventually(5*time.Second, "the death is in the events", func() error {
+	r.Eventually(rig.Longest, "the death is in the events", func() error {
 		if out := r.Kiln("events"); !strings.Contains(out, victim.ID) || !strings.Contains(out, "SIGKILL") {
 			return fmt.Errorf("events: %s", out)
 		}
@@ -244,7 +246,7 @@ func TestMemoryIsTheCauseOfDeath(t *testing.T) {
 	r := newRig(t)
 	r.Write("kiln.hcl", strings.Replace(one("v1", 1, `limits { memory = "48MiB" }`), `VERSION = "v1"`, `VERSION = "v1", LEAK = "200"`, 1))
 	_, _ = r.Try("up")
-	r.Eventually(30*time.Second, "memory is named as the cause", func() error {
+	r.Eventually(rig.Longest, "memory is named as the cause", func() error {
 		if out := r.Kiln("events"); !strings.Contains(out, "memory") {
 			return fmt.Errorf("events: %s", out)
 		}
@@ -262,7 +264,7 @@ func TestAnInstanceIsShutIn(t *testing.T) {
 			t.Errorf("an instance reached %s: %s", target, body)
 		}
 	}
-	r.Eventually(5*time.Second, "the attempt is an event", func() error {
+	r.Eventually(rig.Longest, "the attempt is an event", func() error {
 		if out := r.Kiln("events"); !strings.Contains(out, "198.51.100.7") {
 			return fmt.Errorf("events: %s", out)
 		}
@@ -338,7 +340,7 @@ func TestCallsStayWithinTheRelease(t *testing.T) {
 		if _, _, body := r.Get("web.test", "/call?url=http://back:8080/"); body != version {
 			t.Errorf("front %s got %q from its back", version, body)
 		}
-		r.Eventually(10*time.Second, "only this release's worker runs", func() error {
+		r.Eventually(rig.Longest, "only this release's worker runs", func() error {
 			out := r.Kiln("logs", "worker")
 			if !strings.Contains(out, "working as "+version) {
 				return fmt.Errorf("logs: %s", out)
@@ -379,7 +381,7 @@ func TestTrafficOutlivesTheControlPlane(t *testing.T) {
 	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	r.Eventually(10*time.Second, "an adopted instance is replaced when it dies", func() error {
+	r.Eventually(rig.Longest, "an adopted instance is replaced when it dies", func() error {
 		now := ids(instances(r))
 		if slices.Contains(now, victim.ID) || len(now) != 2 {
 			return fmt.Errorf("instances: %v", now)
@@ -400,7 +402,7 @@ func TestAGatewayThatDiesRefusesNobody(t *testing.T) {
 		if err := syscall.Kill(gateway, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		r.Eventually(5*time.Second, "another gateway runs", func() error {
+		r.Eventually(rig.Longest, "another gateway runs", func() error {
 			if pid := r.Processes()["gateway"]; pid == 0 || pid == gateway {
 				return fmt.Errorf("gateway: %d", pid)
 			}
@@ -458,7 +460,7 @@ func TestDownLeavesNothing(t *testing.T) {
 	r.Write("kiln.hcl", strings.Replace(one("v1", 2, `grace = "1s"`), `VERSION = "v1"`, `VERSION = "v1", IGNORE_TERM = "1"`, 1))
 	up(r)
 	r.Kiln("down", "--yes")
-	r.Eventually(20*time.Second, "no instance is left", func() error {
+	r.Eventually(rig.Longest, "no instance is left", func() error {
 		if left := instances(r); len(left) > 0 {
 			return fmt.Errorf("instances: %v", ids(left))
 		}
@@ -468,7 +470,7 @@ func TestDownLeavesNothing(t *testing.T) {
 		t.Errorf("the host still answers: %d", status)
 	}
 	r.Kiln("shutdown", "--yes")
-	r.Eventually(10*time.Second, "the machine is as before", func() error {
+	r.Eventually(rig.Longest, "the machine is as before", func() error {
 		if left := r.Left(); len(left) > 0 {
 			return fmt.Errorf("left:\n%s", strings.Join(left, "\n"))
 		}

@@ -7,9 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnproject/kiln/test/rig"
 )
 
 // smallDisk makes the rig's folders on a file system of their own.
@@ -77,7 +78,7 @@ func TestARollbackWorksOnAFullDisk(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	r.Eventually(30*time.Second, "the reserve is held again", func() error {
+	r.Eventually(rig.Longest, "the reserve is held again", func() error {
 		info, err := os.Stat(reserve)
 		if err == nil && info.Size() < 16<<20 {
 			err = fmt.Errorf("it has %d bytes", info.Size())

@@ -30,6 +30,10 @@ type TB interface {
 	Cleanup(f func())
 }
 
+// Longest bounds a wait for something that comes: only a failure takes so
+// long, however busy the machine is.
+const Longest = 3 * time.Minute
+
 // Rig is a control plane of its own.
 type Rig struct {
 	t    TB
@@ -124,7 +128,7 @@ func (r *Rig) Start() {
 	if err := r.daemon.Start(); err != nil {
 		r.t.Fatalf("start kilnd: %v", err)
 	}
-	r.Eventually(30*time.Second, "the control plane answers", func() error {
+	r.Eventually(Longest, "the control plane answers", func() error {
 		_, err := r.Try("status")
 		return err
 	})
@@ -230,7 +234,7 @@ func (r *Rig) App() {
 // Get sends a GET to the public listener with the given Host.
 func (r *Rig) Get(host, path string) (int, http.Header, string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Longest)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.HTTP+path, http.NoBody)
 	if err != nil {

@@ -18,11 +18,12 @@ func TestFreezeKillRemove(t *testing.T) {
 	if os.Geteuid() != 0 || os.Getenv("KILN_TEST_ROOT") != "1" {
 		t.Skip("needs root and KILN_TEST_ROOT=1")
 	}
-	tree, err := cgroup.Open("kiln-grouptest")
+	parent := "kiln-grouptest-" + strconv.Itoa(os.Getpid()) // several may run on one machine
+	tree, err := cgroup.Open(parent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	t.Cleanup(cancel)
 	t.Cleanup(func() {
 		if err := tree.RemoveAll(ctx); err != nil {
@@ -34,8 +35,8 @@ func TestFreezeKillRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	enter(t, "kiln-grouptest/one/below", cmd.Process.Pid)
-	enter(t, "kiln-grouptest/one", cmd.Process.Pid)
+	enter(t, parent+"/one/below", cmd.Process.Pid)
+	enter(t, parent+"/one", cmd.Process.Pid)
 	if list, err := tree.Instances(); err != nil || !slices.Equal(list, []string{"one"}) {
 		t.Errorf("instances %v %v", list, err)
 	}

@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"testing"
@@ -8,25 +9,28 @@ import (
 	"github.com/kilnproject/kiln/internal/local/netns"
 )
 
+// prefix of the links of this process: several may run on one machine.
+var prefix = fmt.Sprintf("kt%x-", os.Getpid()&0xff_ffff)
+
 func TestLink(t *testing.T) {
 	root(t)
-	l, err := netns.Prepare("ktest00-1")
+	l, err := netns.Prepare(prefix + "1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Connect(netip.MustParseAddr("10.222.0.7"), netip.MustParseAddr("127.0.0.1")); err != nil {
 		t.Fatal(err)
 	}
-	if !netns.Exists("ktest00-1") {
+	if !netns.Exists(prefix + "1") {
 		t.Error("no link on the host")
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := netns.Sweep("ktest00-", nil); err != nil {
+	if _, err := netns.Sweep(prefix, nil); err != nil {
 		t.Fatal(err)
 	}
-	if netns.Exists("ktest00-1") {
+	if netns.Exists(prefix + "1") {
 		t.Error("the link outlived its namespace and the sweep")
 	}
 }
@@ -34,13 +38,13 @@ func TestLink(t *testing.T) {
 func BenchmarkPrepare(b *testing.B) {
 	root(b)
 	for b.Loop() {
-		l, err := netns.Prepare("ktest00-2")
+		l, err := netns.Prepare(prefix + "2")
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
 		_ = l.Close()
-		_, _ = netns.Sweep("ktest00-", nil)
+		_, _ = netns.Sweep(prefix, nil)
 		b.StartTimer()
 	}
 }

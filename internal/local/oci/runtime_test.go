@@ -2,6 +2,7 @@ package oci_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 
@@ -17,7 +18,7 @@ func TestPick(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	groups, err := cgroup.Open("kiln-picktest")
+	groups, err := cgroup.Open(fmt.Sprintf("kiln-picktest-%d", os.Getpid()))
 	if err != nil {
 		t.Fatal(err)
 	}
