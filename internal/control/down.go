@@ -30,8 +30,9 @@ func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progre
 	}
 	ended := make(chan error, 1)
 	c.spawn(func(ctx context.Context) {
-		defer c.release(r.Environment, h)
-		ended <- c.down(ctx, r, feed)
+		err := c.down(ctx, r, feed)
+		c.release(r.Environment, h) // before the caller knows: what it asks for next must not be refused
+		ended <- err
 	})
 	select {
 	case err := <-ended:

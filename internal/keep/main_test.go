@@ -24,6 +24,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/handoff"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // TestMain lets the test binary be the other processes too: "role=keeper",
@@ -325,10 +326,9 @@ func ask(network, address string) (string, error) {
 // freePort is a port of TCP that was free just now.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := kilntest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }

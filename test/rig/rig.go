@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // TB is what a rig needs of a test; a benchmark program brings its own.
@@ -103,12 +104,11 @@ func New(t TB) *Rig {
 
 func freeAddress(t TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := kilntest.FreePort()
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // Bin returns the path of a built executable: "kiln", "kilnd" or "app".
