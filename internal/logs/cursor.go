@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/kilnproject/kiln"
 )
@@ -16,17 +17,53 @@ import (
 // sixfold, and the rest.
 const maxEncoded = 6*MaxText + 4<<10
 
-// cursor reads an instance's lines in order, from file to file, and goes on
-// where it stopped when more is written.
+// cursor reads an instance's lines in order, from file to file, up to its end,
+// and goes on where it stopped once it has another.
 type cursor struct {
 	dir  string
 	file *os.File
 	info os.FileInfo // of file
 	buf  *bufio.Reader
+	pos  int64  // how much of file was taken from buf
+	end  *end   // nil for none: up to what is written last
 	part []byte // the beginning of a line whose end is not written yet
 	long bool   // part is too long to be a line and is skipped to its end
 	head kiln.LogLine
 	has  bool // head is set
+}
+
+// end is where a cursor stops, so that whoever reads faster than an instance
+// writes is not needed to come to an end.
+type end struct {
+	info os.FileInfo
+	size int64
+}
+
+// bound makes the cursor stop at what is written now, unless it has an end.
+func (c *cursor) bound() error {
+	if c.end != nil {
+		return nil
+	}
+	all, err := segments(c.dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(all) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(all[len(all)-1].path)
+	if errors.Is(err, fs.ErrNotExist) { // between a rename and the new current
+		return nil
+	}
+	if err == nil {
+		c.end = &end{info: info, size: info.Size()}
+	}
+	return err
+}
+
+// atEnd says whether all up to the end was read.
+func (c *cursor) atEnd() bool {
+	return c.end != nil && c.file != nil && os.SameFile(c.info, c.end.info) && c.pos >= c.end.size
 }
 
 // fill sets head to the next line. Without one it returns io.EOF; more may be
@@ -57,7 +94,11 @@ func (c *cursor) readLine() ([]byte, error) {
 				return nil, err
 			}
 		}
+		if c.atEnd() {
+			return nil, io.EOF
+		}
 		chunk, err := c.buf.ReadSlice('\n')
+		c.pos += int64(len(chunk))
 		if !c.long {
 			c.part = append(c.part, chunk...)
 		}
@@ -117,7 +158,7 @@ func (c *cursor) open(path string, offset int64) error {
 		return errors.Join(err, f.Close())
 	}
 	c.close()
-	c.file, c.info, c.part, c.long = f, info, c.part[:0], false
+	c.file, c.info, c.pos, c.part, c.long = f, info, offset, c.part[:0], false
 	if c.buf == nil {
 		c.buf = bufio.NewReaderSize(f, 16<<10)
 	} else {
@@ -136,6 +177,9 @@ func (c *cursor) advance() error {
 	if err != nil {
 		return err
 	}
+	if c.end != nil && !c.end.among(all) {
+		return io.EOF // it was rotated away: what is there now was written since
+	}
 	for i, s := range all {
 		info, err := os.Stat(s.path)
 		if err != nil || !os.SameFile(info, c.info) {
@@ -150,6 +194,13 @@ func (c *cursor) advance() error {
 		return c.openListed(all[i+1])
 	}
 	return c.openListed(all[0]) // it was removed meanwhile
+}
+
+func (e *end) among(all []segment) bool {
+	return slices.ContainsFunc(all, func(s segment) bool {
+		info, err := os.Stat(s.path)
+		return err == nil && os.SameFile(info, e.info)
+	})
 }
 
 // grown says whether the file got more since its end was read, as it may
@@ -174,7 +225,7 @@ func (c *cursor) truncated(info os.FileInfo) error {
 			return err
 		}
 		c.buf.Reset(c.file)
-		c.part, c.long = c.part[:0], false
+		c.pos, c.part, c.long = 0, c.part[:0], false
 	}
 	if c.grown() {
 		return nil

@@ -35,7 +35,8 @@ func Last(dir string, n int) ([]kiln.LogLine, error) {
 	}
 }
 
-// seekLast puts the cursor before the newest n lines. io.EOF without any.
+// seekLast puts the cursor before the newest n lines, and its end after them.
+// io.EOF without any.
 func (c *cursor) seekLast(n int) error {
 	var err error
 	for range 5 { // again when a file is rotated away meanwhile
@@ -55,36 +56,47 @@ func (c *cursor) trySeekLast(n int) error {
 		return err
 	}
 	for i := len(all) - 1; ; i-- {
-		offset, found, err := lastLines(all[i].path, n)
+		offset, found, stop, err := lastLines(all[i].path, n)
 		if err != nil {
 			return err
 		}
-		n -= found
-		if n <= 0 || i == 0 {
-			return c.open(all[i].path, offset)
+		if i == len(all)-1 {
+			c.end = &stop
 		}
+		n -= found
+		if n > 0 && i > 0 {
+			continue
+		}
+		if err := c.open(all[i].path, offset); err != nil {
+			return err
+		}
+		if !os.SameFile(c.info, stop.info) {
+			return fmt.Errorf("%s was rotated: %w", all[i].path, fs.ErrNotExist)
+		}
+		return nil
 	}
 }
 
-// lastLines finds where the newest n lines of a file begin, and how many of
-// them it has.
-func lastLines(path string, n int) (offset int64, found int, err error) {
+// lastLines finds where the newest n lines of a file begin, how many of them
+// it has, and where it ends.
+func lastLines(path string, n int) (offset int64, found int, stop end, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, end{}, err
 	}
 	defer func() { _ = f.Close() }()
-	end, err := f.Seek(0, io.SeekEnd)
+	info, err := f.Stat()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, end{}, err
 	}
+	stop = end{info: info, size: info.Size()}
 	buf := make([]byte, 64<<10)
 	newlines := 0 // the newest line has one too
-	for pos := end; pos > 0; {
+	for pos := stop.size; pos > 0; {
 		size := min(pos, int64(len(buf)))
 		pos -= size
 		if _, err := f.ReadAt(buf[:size], pos); err != nil {
-			return 0, 0, err
+			return 0, 0, end{}, err
 		}
 		for at := size; ; {
 			i := bytes.LastIndexByte(buf[:at], '\n')
@@ -92,11 +104,11 @@ func lastLines(path string, n int) (offset int64, found int, err error) {
 				break
 			}
 			if newlines == n {
-				return pos + int64(i) + 1, n, nil
+				return pos + int64(i) + 1, n, stop, nil
 			}
 			newlines++
 			at = int64(i)
 		}
 	}
-	return 0, newlines, nil
+	return 0, newlines, stop, nil
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -341,5 +342,73 @@ func BenchmarkWrite(b *testing.B) {
 			batch.Add(epoch(0), "web-01jabcdef", "stdout", text)
 		}
 		w.Write(&batch)
+	}
+}
+
+// flood is a reader's output that writes more to the log than it takes.
+type flood struct {
+	t     *testing.T
+	log   *Writer
+	next  int
+	taken bytes.Buffer
+	calls int
+	then  func(text string) // with what was taken last
+}
+
+func (f *flood) Write(b []byte) (int, error) {
+	if f.calls++; f.calls > 100 {
+		return 0, errors.New("the reader runs after the flood")
+	}
+	if f.then != nil {
+		f.then(string(b))
+	}
+	put(f.t, f.log, "flood-1", f.next, f.next+1000)
+	f.next += 1000
+	return f.taken.Write(b)
+}
+
+func TestReadEndsAtWhatIsThereWhenItBegins(t *testing.T) {
+	root := t.TempDir()
+	w := NewWriter(filepath.Join(root, "e", "flood-1"), 64<<20)
+	put(t, w, "flood-1", 0, 1000)
+	out := &flood{t: t, log: w, next: 1000}
+	if err := Read(t.Context(), out, root, kiln.LogQuery{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := parseLines(t, out.taken.Bytes()); len(got) != 1000 || got[999].Text != "line 000999" {
+		t.Errorf("%d lines, the last %q", len(got), got[len(got)-1].Text)
+	}
+	// What is asked for next has gone on, and the files have turned meanwhile.
+	turning := NewWriter(filepath.Join(root, "e", "flood-1"), MinBytes)
+	put(t, turning, "flood-1", out.next, out.next+100)
+	again := &flood{t: t, log: turning, next: out.next + 100}
+	if err := Read(t.Context(), again, root, kiln.LogQuery{Tail: 500}); err != nil {
+		t.Fatal(err)
+	}
+	if got := parseLines(t, again.taken.Bytes()); len(got) > 500 {
+		t.Errorf("%d lines of 500", len(got))
+	}
+}
+
+func TestAFloodDoesNotHideTheOthersFromWhoFollows(t *testing.T) {
+	root := t.TempDir()
+	w, quiet := NewWriter(filepath.Join(root, "e", "flood-1"), 64<<20), NewWriter(filepath.Join(root, "e", "quiet-1"), 0)
+	put(t, w, "flood-1", 0, 1000)
+	put(t, quiet, "quiet-1", 0, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &flood{t: t, log: w, next: 1000}
+	seen := false
+	out.then = func(text string) {
+		if out.calls == 1 {
+			put(t, quiet, "quiet-1", 500_000, 500_001)
+		}
+		if strings.Contains(text, "line 500000") {
+			seen = true
+			cancel()
+		}
+	}
+	if err := Read(ctx, out, root, kiln.LogQuery{Follow: true}); err != nil || !seen {
+		t.Errorf("seen %v, %v", seen, err)
 	}
 }

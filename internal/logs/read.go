@@ -93,11 +93,20 @@ func (r *reader) discover(tail int) error {
 	return nil
 }
 
-// drain writes all that some cursors have, in the order of time, and leaves
-// each at its end.
+// drain writes all that some cursors have by now, in the order of time. What
+// comes meanwhile is for the next time: one who floods must not hold it up.
 func (r *reader) drain(ctx context.Context, some iter.Seq[*cursor]) error {
 	var h cursors
-	for c := range some {
+	all := slices.Collect(some)
+	defer func() {
+		for _, c := range all {
+			c.end = nil
+		}
+	}()
+	for _, c := range all {
+		if err := c.bound(); err != nil {
+			return fmt.Errorf("read logs: %w", err)
+		}
 		if err := c.fill(); err == nil {
 			h = append(h, c)
 		} else if !errors.Is(err, io.EOF) {
