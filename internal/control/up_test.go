@@ -93,6 +93,12 @@ func TestFailuresBeforeTheSwitchLeaveTheOldRelease(t *testing.T) {
 		"cannot start": {service: "orders", behave: kilntest.Behaviour{StartFailed: "no such file"}, cause: "could not be started: no such file"},
 		"slow":         {service: "web", behave: kilntest.Behaviour{Start: time.Hour}, cause: "0 of 3 instances were ready"},
 		"worker exits": {service: "mailer", behave: kilntest.Behaviour{Exits: true, ExitCode: 1, Start: time.Minute}, cause: "exited with code 1"},
+		"daemonizes": {
+			service: "web", behave: kilntest.Behaviour{Exits: true, ExitAfter: 100 * time.Millisecond}, cause: "exited with code 0",
+		},
+		"dies of its first requests": {
+			service: "web", behave: kilntest.Behaviour{Exits: true, ExitAfter: 300 * time.Millisecond, ExitCode: 2}, cause: "exited with code 2",
+		},
 		"verify": {
 			service: "web", verify: []kiln.Verify{{Name: "page", HTTP: "/", Body: "9", Timeout: time.Second}}, cause: `verify "page" of service web`,
 		},

@@ -16,6 +16,9 @@ const (
 	// steady is how long a worker must have run to count: nothing but its
 	// process can be asked, and one that dies at once ran too.
 	steady = time.Second
+	// settled is how long a server must have been ready: one that daemonizes
+	// listens before its command returns, which ends it.
+	settled = 150 * time.Millisecond
 )
 
 // judge says whether all fleets are ready, or why they cannot become so, or
@@ -40,7 +43,7 @@ func judge(s State, fleets []kiln.Fleet, seen kiln.Observation, now time.Time) (
 		if limit <= 0 {
 			limit = defaultStart
 		}
-		rest := progress(s, status).Add(limit + startSlack).Sub(now)
+		rest := progress(s, status, now).Add(limit + startSlack).Sub(now)
 		if rest <= 0 {
 			return false, tooSlow(f, status, limit), 0
 		}
@@ -49,24 +52,29 @@ func judge(s State, fleets []kiln.Fleet, seen kiln.Observation, now time.Time) (
 	return ready, nil, left
 }
 
-// unsteady is how long it takes until all of a fleet of workers has run for
-// long enough.
+// unsteady is how long it takes until all of a fleet has been ready for long
+// enough, at most as long as that is: a clock that was set back in between
+// makes nobody wait for it to catch up.
 func unsteady(f kiln.Fleet, status kiln.FleetStatus, now time.Time) time.Duration {
+	enough := settled
+	if f.Template.Worker() {
+		enough = steady
+	}
 	var rest time.Duration
 	for _, i := range status.Instances {
-		if f.Template.Worker() && i.State == kiln.InstanceReady && !i.ReadyAt.IsZero() {
-			rest = max(rest, i.ReadyAt.Add(steady).Sub(now))
+		if i.State == kiln.InstanceReady && !i.ReadyAt.IsZero() && !i.ReadyAt.After(now) {
+			rest = max(rest, i.ReadyAt.Add(enough).Sub(now))
 		}
 	}
 	return rest
 }
 
 // progress is when the fleet last came nearer to being ready.
-func progress(s State, status kiln.FleetStatus) time.Time {
+func progress(s State, status kiln.FleetStatus, now time.Time) time.Time {
 	last := s.Began
 	for _, i := range status.Instances {
 		for _, t := range []time.Time{i.CreatedAt, i.ReadyAt} {
-			if t.After(last) {
+			if t.After(last) && !t.After(now) { // the clock may have been set back
 				last = t
 			}
 		}
@@ -115,7 +123,8 @@ func died(f kiln.Fleet, d kiln.Instance, deaths int) *Failure {
 	if deaths > 1 {
 		out.Message += fmt.Sprintf(" (%d instances died)", deaths)
 	}
-	if d.Note != "" {
+	asked := d.Cause.Kind == kiln.CauseNeverReady || d.Cause.Kind == kiln.CauseUnready
+	if asked && d.Note != "" { // else it is what the dead answered to the last check
 		out.Evidence = append(out.Evidence, "probe: "+d.Note)
 	}
 	for _, line := range d.Cause.LastLog {

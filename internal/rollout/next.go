@@ -39,7 +39,9 @@ func Next(r Rollout, s State, seen Seen, now time.Time) (State, []Action) {
 		}
 		return risk(s, seen, now, Settle, Action{Kind: ActApply})
 	case Settle:
-		return await(s, workers(r), seen, now, tidy(r, s))
+		// The servers are looked at once more, which costs nothing: what dies of
+		// its first requests is found here.
+		return await(s, append(workers(r), serving(r)...), seen, now, tidy(r, s))
 	case Drain:
 		return drain(s, seen, now, DrainLimit(leaving(r, s)...), Retire)
 	case Retire:

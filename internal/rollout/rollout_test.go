@@ -338,6 +338,49 @@ func TestAWorkerHasToRunForAWhile(t *testing.T) {
 	}
 }
 
+func TestAServerHasToBeReadyForAWhile(t *testing.T) {
+	now := time.Unix(1000, 0)
+	s := State{Since: now, Began: now}
+	web := kiln.Fleet{Environment: "p", Count: 1, Template: kiln.Template{Service: "web", Ports: []kiln.Port{{}}}}
+	seen := kiln.Observation{Fleets: []kiln.FleetStatus{{ID: web.ID(), Instances: []kiln.Instance{{State: kiln.InstanceReady, CreatedAt: now, ReadyAt: now}}}}}
+	if ready, failure, left := judge(s, []kiln.Fleet{web}, seen, now.Add(settled/3)); ready || failure != nil || left != settled*2/3 {
+		t.Fatalf("at once: ready %v, failure %v, left %s", ready, failure, left)
+	}
+	if ready, _, _ := judge(s, []kiln.Fleet{web}, seen, now.Add(settled)); !ready {
+		t.Fatal("one that stays ready does not count")
+	}
+}
+
+// What an adopted instance's record says is of the clock before.
+func TestAClockThatWasSetBackHoldsNobodyUp(t *testing.T) {
+	now := time.Unix(1000, 0)
+	s := State{Since: now, Began: now}
+	for _, f := range []kiln.Fleet{
+		{Environment: "p", Count: 2, Template: kiln.Template{Service: "web", Ports: []kiln.Port{{}}}},
+		{Environment: "p", Count: 2, Template: kiln.Template{Service: "mail"}},
+	} {
+		before := kiln.Instance{State: kiln.InstanceReady, CreatedAt: now.Add(time.Hour), ReadyAt: now.Add(time.Hour)}
+		seen := kiln.Observation{Fleets: []kiln.FleetStatus{{ID: f.ID(), Instances: []kiln.Instance{before, before}}}}
+		if ready, _, left := judge(s, []kiln.Fleet{f}, seen, now); !ready {
+			t.Errorf("%s: waits for %s", f.Template.Service, left)
+		}
+		seen.Fleets[0].Instances = seen.Fleets[0].Instances[:1]
+		if _, failure, _ := judge(s, []kiln.Fleet{f}, seen, now.Add(defaultStart+startSlack)); failure == nil {
+			t.Errorf("%s: waits for the old clock's time", f.Template.Service)
+		}
+	}
+}
+
+func TestTheLastCheckOfOneThatExitedIsNoEvidence(t *testing.T) {
+	f := kiln.Fleet{Environment: "p", Template: kiln.Template{Service: "web"}}
+	for kind, want := range map[kiln.CauseKind]int{kiln.CauseExited: 0, kiln.CauseNeverReady: 1} {
+		d := kiln.Instance{ID: "web-1", Note: "no route to host", Cause: &kiln.Cause{Kind: kind}}
+		if got := died(f, d, 1).Evidence; len(got) != want {
+			t.Errorf("%s: %q", kind, got)
+		}
+	}
+}
+
 func TestAWorkerDoesNotKeepAReleaseParked(t *testing.T) {
 	serving := kiln.ReleaseService{Template: kiln.Template{Service: "web", Ports: []kiln.Port{{}}}, Rollout: kiln.Strategy{Park: 5 * time.Second}}
 	worker := kiln.ReleaseService{Template: kiln.Template{Service: "mail"}, Rollout: kiln.Strategy{Park: time.Hour}}
