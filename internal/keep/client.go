@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +21,15 @@ import (
 type Client struct {
 	socket string
 	dialer net.Dialer
+
+	mu      sync.Mutex
+	watches map[*told]bool
+}
+
+// told is what a Watch has passed on of the processes that are not forgotten.
+type told struct {
+	mu sync.Mutex
+	by map[string]kiln.ProcessStatus
 }
 
 // Dial returns a client of the keeper at a socket, "DIR/run/keep.sock", once
@@ -56,6 +67,13 @@ func (c *Client) List(ctx context.Context) ([]kiln.ProcessStatus, error) {
 // one that runs is a conflict.
 func (c *Client) Forget(ctx context.Context, id string) error {
 	_, err := c.call(ctx, request{Method: methodForget, ID: id})
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for t := range c.watches {
+			t.forget(id)
+		}
+	}
 	return err
 }
 
@@ -96,35 +114,84 @@ func (c *Client) Watch(ctx context.Context) (<-chan kiln.ProcessStatus, error) {
 		return nil, err
 	}
 	out := make(chan kiln.ProcessStatus)
+	t := c.watch()
 	go func() {
 		defer close(out)
-		sent := map[string]kiln.ProcessStatus{}
+		defer c.unwatch(t)
 		for conn != nil {
-			relay(ctx, conn, in, sent, out)
+			t.relay(ctx, conn, in, out)
 			conn, in = c.reopen(ctx)
 		}
 	}()
 	return out, nil
 }
 
-// relay passes changes on until the connection ends, which it closes.
-func relay(ctx context.Context, conn net.Conn, in *bufio.Reader, sent map[string]kiln.ProcessStatus, out chan<- kiln.ProcessStatus) {
+func (c *Client) watch() *told {
+	t := &told{by: map[string]kiln.ProcessStatus{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.watches == nil {
+		c.watches = map[*told]bool{}
+	}
+	c.watches[t] = true
+	return t
+}
+
+func (c *Client) unwatch(t *told) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.watches, t)
+}
+
+func (t *told) forget(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.by, id)
+}
+
+// news says whether a status differs from what was passed on of the process.
+func (t *told) news(p kiln.ProcessStatus) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was, known := t.by[p.ID]
+	if known && was.PID == p.PID && was.StartedAt.Equal(p.StartedAt) && (was.Exit == nil) == (p.Exit == nil) {
+		return false
+	}
+	t.by[p.ID] = p
+	return true
+}
+
+// only forgets all but these.
+func (t *told) only(list []kiln.ProcessStatus) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := map[string]bool{}
+	for _, p := range list {
+		known[p.ID] = true
+	}
+	maps.DeleteFunc(t.by, func(id string, _ kiln.ProcessStatus) bool { return !known[id] })
+}
+
+// relay passes changes on until the connection ends, which it closes. The first
+// response has all that the keeper knows.
+func (t *told) relay(ctx context.Context, conn net.Conn, in *bufio.Reader, out chan<- kiln.ProcessStatus) {
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	for {
+	for first := true; ; first = false {
 		var r response
 		if readLine(in, maxResponse, &r) != nil || r.Error != nil {
 			return
 		}
+		if first {
+			t.only(r.Processes)
+		}
 		for _, p := range r.Processes {
-			was, known := sent[p.ID]
-			if known && was.PID == p.PID && was.StartedAt.Equal(p.StartedAt) && (was.Exit == nil) == (p.Exit == nil) {
+			if !t.news(p) {
 				continue
 			}
 			select {
 			case out <- p:
-				sent[p.ID] = p
 			case <-ctx.Done():
 				return
 			}

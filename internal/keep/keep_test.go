@@ -305,6 +305,46 @@ func TestKeeperDiesAndAnotherGoesOn(t *testing.T) {
 	}
 }
 
+func TestAWatchForgetsWhatIsForgotten(t *testing.T) {
+	r := newRig(t, false)
+	ctx, cancel := context.WithCancel(t.Context())
+	changes, err := r.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		id := fmt.Sprintf("web-%d", n)
+		r.run(id, "exit 0")
+		for s := range changes {
+			if s.ID == id && s.Exit != nil {
+				break
+			}
+		}
+		if err := r.Forget(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remembered := func() (n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for w := range r.watches {
+			w.mu.Lock()
+			n += len(w.by)
+			w.mu.Unlock()
+		}
+		return n
+	}
+	if n := remembered(); n != 0 {
+		t.Errorf("%d processes that are forgotten are remembered", n)
+	}
+	cancel()
+	for range changes {
+	}
+	if len(r.watches) != 0 {
+		t.Error("a watch that has ended is kept")
+	}
+}
+
 func TestSecondKeeperIsRefused(t *testing.T) {
 	r := newRig(t, false)
 	_, err := lockDir(filepath.Join(r.dir, "run"))

@@ -33,7 +33,7 @@ func (e *Engine) Admit(ctx context.Context, fleets []kiln.Fleet) error {
 		if err := checkFleets(f.Environment, []kiln.Fleet{f}); err != nil {
 			return err
 		}
-		n := int64(max(0, f.Count-e.running(f.ID())))
+		n := int64(max(0, f.Count-e.countOf(f.ID())))
 		more[f.Environment] += n
 		total += n
 		memory += n * min(max(f.Template.Config.Limits.Memory/8, 1<<20), leastMemory)
@@ -55,8 +55,8 @@ func (e *Engine) Admit(ctx context.Context, fleets []kiln.Fleet) error {
 	return g.Wait()
 }
 
-// running counts a fleet's instances.
-func (e *Engine) running(id kiln.FleetID) int {
+// countOf counts a fleet's instances.
+func (e *Engine) countOf(id kiln.FleetID) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.views(id))

@@ -31,6 +31,18 @@ func TestReadLog(t *testing.T) {
 	}
 }
 
+func TestALongLineOfACauseIsShortened(t *testing.T) {
+	for line, want := range map[string]string{
+		"short":                              "short",
+		strings.Repeat("x", 16<<10):          strings.Repeat("x", lastBytes) + "...",
+		"x" + strings.Repeat("é", lastBytes): "x" + strings.Repeat("é", lastBytes/2-1) + "...",
+	} {
+		if got := clip(line); got != want {
+			t.Errorf("%d bytes became %q", len(line), got)
+		}
+	}
+}
+
 func TestBytesOf(t *testing.T) {
 	for n, want := range map[int64]string{0: "0B", 1000: "1000B", 1 << 20: "1MiB", 1536 << 20: "1536MiB", 1 << 50: "1024TiB"} {
 		if got := bytesOf(n); got != want {

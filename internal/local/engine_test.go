@@ -50,6 +50,8 @@ func TestIsolation(t *testing.T) {
 		"/write?path=/sys/fs/cgroup/x":                            "read-only file system",
 		"/write?path=/etc/hosts":                                  "read-only file system",
 		"/write?path=/dev/shm/x":                                  "<nil>",
+		"/write?path=/dev/x":                                      "read-only file system",
+		"/write?path=/dev/null":                                   "<nil>",
 		"/cat?path=/etc/hostname":                                 i.ID,
 		"/cat?path=/etc/hosts":                                    i.Address.String(),
 		"/cat?path=/proc/self/status":                             "NoNewPrivs:\t1",

@@ -30,34 +30,45 @@ func (e *Engine) followKeeperOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// After the watch began: nothing is lost in between.
+	// After the watch began: nothing is lost in between. What starts from here
+	// on need not be in the list.
+	running := e.running()
 	known, err := e.Keeper.List(ctx)
 	if err != nil {
 		return err
 	}
-	e.takeList(ctx, known)
+	e.takeList(ctx, running, known)
 	for s := range changes {
 		e.takeStatus(ctx, s)
 	}
 	return nil
 }
 
-// takeList compares all that the keeper knows with the instances.
-func (e *Engine) takeList(ctx context.Context, known []kiln.ProcessStatus) {
+// running are the instances that have a process.
+func (e *Engine) running() []*instance {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []*instance
+	for _, in := range e.instances {
+		if in.PID != 0 && in.exit == nil {
+			out = append(out, in)
+		}
+	}
+	return out
+}
+
+// takeList compares all that the keeper knows with the instances that ran when
+// it was asked.
+func (e *Engine) takeList(ctx context.Context, running []*instance, known []kiln.ProcessStatus) {
 	listed := map[string]bool{}
 	for _, s := range known {
 		listed[s.ID] = true
 		e.takeStatus(ctx, s)
 	}
-	e.mu.Lock()
-	var lost []*instance
-	for id, in := range e.instances {
-		if !listed[id] && in.PID != 0 && in.exit == nil {
-			lost = append(lost, in)
+	for _, in := range running {
+		if _, alive := e.findExit(in); listed[in.ID] || !alive {
+			continue
 		}
-	}
-	e.mu.Unlock()
-	for _, in := range lost {
 		if e.owns(in.ID, in.PID) {
 			e.work.Go(func() { e.awaitOrphan(ctx, in) })
 			continue

@@ -415,6 +415,7 @@ type keeper struct {
 	watchers  map[chan kiln.ProcessStatus]bool
 	listeners []string
 	before    func(id string) // called before a process starts
+	listed    func()          // called once a list was made, before it is returned
 }
 
 func newKeeper(t testing.TB) *keeper {
@@ -497,8 +498,12 @@ func (k *keeper) tell(s kiln.ProcessStatus) {
 
 func (k *keeper) List(context.Context) ([]kiln.ProcessStatus, error) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	return slices.Collect(maps.Values(k.known)), nil
+	list, listed := slices.Collect(maps.Values(k.known)), k.listed
+	k.mu.Unlock()
+	if listed != nil {
+		listed()
+	}
+	return list, nil
 }
 
 func (k *keeper) Watch(ctx context.Context) (<-chan kiln.ProcessStatus, error) {

@@ -329,7 +329,7 @@ func (e *Engine) observed(in *instance, err error) {
 		e.traffic.mark() // also when it was ready: the gateway had dropped it
 		e.environment(in.Environment).stir()
 	default:
-		in.Note = err.Error()
+		in.Note = clip(err.Error()) // it may quote what the instance answered
 		if in.State == kiln.InstanceReady {
 			in.failing = time.Now()
 			e.setState(in, kiln.InstanceUnready)

@@ -129,3 +129,37 @@ func TestEndGoesOnAfterRestart(t *testing.T) {
 	b.reboot()
 	b.wait("the end", func(kiln.Observation) bool { return b.empty("test") })
 }
+
+// TestWhatStartsWhileTheKeeperIsAskedIsNotLost: its end has a cause, which only
+// the keeper knows.
+func TestWhatStartsWhileTheKeeperIsAskedIsNotLost(t *testing.T) {
+	b := newBed(t)
+	f := web(1)
+	b.stop()
+	runs := make(chan struct{})
+	lists := 0
+	b.keeper.mu.Lock()
+	b.keeper.listed = func() {
+		if lists++; lists == 2 { // the first is of New, when nothing starts
+			<-runs
+		}
+	}
+	b.keeper.mu.Unlock()
+	b.boot()
+	b.apply(f)
+	o := b.wait("readiness", func(o kiln.Observation) bool { return allReady(o, []kiln.Fleet{f}) })
+	close(runs)
+	victim := o.Fleets[0].Instances[0]
+	b.wait("the keeper to be followed", func(kiln.Observation) bool {
+		b.keeper.mu.Lock()
+		defer b.keeper.mu.Unlock()
+		return len(b.keeper.watchers) > 0
+	})
+	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	o = b.wait("its death", func(o kiln.Observation) bool { return len(o.Fleets[0].Deaths) == 1 })
+	if c := o.Fleets[0].Deaths[0].Cause; c.Kind != kiln.CauseSignalled {
+		t.Errorf("cause %+v", c)
+	}
+}

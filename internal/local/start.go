@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/local/oci"
@@ -18,8 +19,11 @@ import (
 // errEnded says that an instance's end was asked for before it started.
 var errEnded = errors.New("no longer wanted")
 
-// lastLines is how many log lines a cause of death shows.
-const lastLines = 20
+// A cause of death shows so many log lines, and of each at most so many bytes.
+const (
+	lastLines = 20
+	lastBytes = 400
+)
 
 // prepared is what the instances of one template share. done is closed when
 // the rest is set.
@@ -267,7 +271,20 @@ func (e *Engine) lastLog(in *instance) []string {
 	}
 	out := make([]string, 0, len(lines))
 	for _, l := range lines {
-		out = append(out, strings.TrimRight(l.Text, "\r"))
+		out = append(out, clip(strings.TrimRight(l.Text, "\r")))
 	}
 	return out
+}
+
+// clip shortens a line to lastBytes, between characters: the log has all of
+// it, and what dies again and again must not fill the history.
+func clip(line string) string {
+	if len(line) <= lastBytes {
+		return line
+	}
+	n := lastBytes
+	for n > 0 && !utf8.RuneStart(line[n]) {
+		n--
+	}
+	return line[:n] + "..."
 }

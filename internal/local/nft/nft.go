@@ -269,9 +269,10 @@ func (e Endpoint) key() []byte {
 // the host or to be forwarded.
 func (w *writer) instances() {
 	c := w.chain("instances")
-	w.rule(c, answers(), verdict(expr.VerdictAccept, ""))
 	w.rule(c, notIPv4(), verdict(expr.VerdictDrop, ""))
+	// Before the answers: what looks like another's connection is none.
 	w.rule(c, spoofed(), verdict(expr.VerdictDrop, ""))
+	w.rule(c, answers(), verdict(expr.VerdictAccept, ""))
 	w.rule(c, load(saddr()), mask24(), verdictMap("blocks"))
 	w.rule(c, toHost(), verdict(expr.VerdictGoto, "blocked"))
 	for _, p := range append(never(), w.rules.Subnet) {

@@ -83,7 +83,8 @@ func mounts(root *os.Root, o Options, who account) []specs.Mount {
 	const restricted = "nosuid,noexec,nodev"
 	m := []specs.Mount{
 		mount("/proc", "proc", restricted),
-		mount("/dev", "tmpfs", fmt.Sprintf("nosuid,noexec,strictatime,mode=755,size=%d", devSize)),
+		// The runtime makes it read-only once all is in it.
+		mount("/dev", "tmpfs", fmt.Sprintf("nosuid,noexec,strictatime,ro,mode=755,size=%d", devSize)),
 		mount("/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620"),
 		mount("/dev/shm", "tmpfs", fmt.Sprintf("%s,mode=1777,size=%d", restricted, shmSize)),
 		mount("/dev/mqueue", "mqueue", restricted),
