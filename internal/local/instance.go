@@ -45,6 +45,7 @@ type instance struct {
 	hold   chan struct{} // closed when it goes into quarantine
 	gone   chan struct{} // closed when nothing is left of it
 	nudge  chan struct{} // asks for a check at once
+	fell   chan struct{} // holds one when it turned unready
 }
 
 func newInstance(environment string, t kiln.Template, reason string) *instance {
@@ -59,6 +60,7 @@ func wrapInstance(i kiln.Instance, t kiln.Template) *instance {
 	return &instance{
 		Instance: i, template: t, hasInit: !t.Config.NoInit,
 		end: make(chan struct{}), exited: make(chan struct{}), hold: make(chan struct{}), gone: make(chan struct{}), nudge: make(chan struct{}, 1),
+		fell: make(chan struct{}, 1),
 	}
 }
 
@@ -233,6 +235,10 @@ func (e *Engine) tend(ctx context.Context, in *instance) {
 			e.freeze(ctx, in)
 			hold = nil
 			limit.Reset(keepQuarantined)
+		case <-in.fell:
+			if hold != nil { // a body in quarantine is kept, whatever it was before
+				limit.Reset(unreadyWindow(in.template.Config.Ready))
+			}
 		case <-limit.C:
 			e.expire(in, limit)
 		}
@@ -260,8 +266,9 @@ func startTimeout(t kiln.Template) time.Duration {
 	return time.Minute
 }
 
-// expire ends an instance that took too long to become ready, or was in
-// quarantine for long enough, and otherwise looks at how long it is unready.
+// expire ends an instance that took too long to become ready, was in quarantine
+// for long enough, or is unready for too long. One that is ready is looked at
+// again once it turns unready.
 func (e *Engine) expire(in *instance, again *time.Timer) {
 	e.mu.Lock()
 	state, note, failing := in.State, in.Note, in.failing
@@ -282,8 +289,6 @@ func (e *Engine) expire(in *instance, again *time.Timer) {
 			return
 		}
 		e.endOwn(in, kiln.Cause{Kind: kiln.CauseUnready, Detail: note})
-	default:
-		again.Reset(window)
 	}
 }
 
@@ -334,6 +339,10 @@ func (e *Engine) observed(in *instance, err error) {
 			in.failing = time.Now()
 			e.setState(in, kiln.InstanceUnready)
 			e.traffic.mark()
+			select {
+			case in.fell <- struct{}{}:
+			default:
+			}
 		}
 	}
 	e.mu.Unlock()
