@@ -40,8 +40,8 @@ func (k *keeper) adopt(from past) {
 			p.exit = lost()
 		}
 	}
-	if sameBoot && from.gateway != nil {
-		endOrphan(from.gateway)
+	if sameBoot {
+		k.gateway.inherit(from.gateways(), from.listeners)
 	}
 	k.sweepPipes()
 }
@@ -113,19 +113,6 @@ func (k *keeper) reopen(p *process) {
 	}
 	k.pump.open(out, reads)
 	p.output = out
-}
-
-// endOrphan kills the gateway of a dead keeper, whose sockets nobody else
-// could open, and waits until it is gone.
-func endOrphan(was *started) {
-	pidfd, err := openProcess(was.PID, was.Ticks)
-	if err != nil {
-		return
-	}
-	defer func() { _ = unix.Close(pidfd) }()
-	if unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) == nil {
-		awaitEnd(pidfd, 2*time.Second)
-	}
 }
 
 // sweepPipes removes the pipes that no known instance has.

@@ -40,6 +40,8 @@ type gateway struct {
 	wake      chan struct{}       // holds one when wanted grew
 	running   *started            // the gateway that runs
 	starts    int
+
+	orphans orphans
 }
 
 func newGateway(k *keeper, dir string) (*gateway, error) {
@@ -91,6 +93,24 @@ func (g *gateway) home() error {
 		return fmt.Errorf("give the gateway its folder: %w", err)
 	}
 	return nil
+}
+
+// inherit takes the sockets that the gateways of a dead keeper hold. Those go
+// on serving until the next gateway has them too. What cannot be taken could be
+// opened by nobody while they live: then they are ended at once.
+func (g *gateway) inherit(gateways []started, names []string) {
+	g.orphans.adopt(gateways)
+	want := map[string]endpoint{}
+	for _, name := range names {
+		if e, err := parseEndpoint(name); err == nil {
+			want[name] = e
+		}
+	}
+	taken := g.orphans.sockets(want)
+	if len(taken) < len(want) || len(g.opt.Gateway) == 0 {
+		g.orphans.kill()
+	}
+	g.change(func() { maps.Copy(g.held, taken) })
 }
 
 // state is for the journal: what is listened on, and the gateway that runs.
@@ -273,6 +293,8 @@ func (g *gateway) run(ctx context.Context) {
 		return
 	}
 	defer func() { _ = g.socket.Close(); _ = g.control.Close() }()
+	defer g.orphans.kill()
+	defer g.orphans.ending.Wait()
 	for quick := 0; ctx.Err() == nil; {
 		began := time.Now()
 		if err := g.once(ctx); err != nil && ctx.Err() == nil {
@@ -309,7 +331,10 @@ func (g *gateway) once(ctx context.Context) error {
 	feeding := make(chan error, 1)
 	fctx, stop := context.WithCancel(ctx)
 	defer stop()
-	go func() { feeding <- g.feed(fctx, conn) }()
+	fed := func() {
+		g.orphans.end(ctx, func() { g.journal.append(record{Orphans: &[]started{}}) })
+	}
+	go func() { feeding <- g.feed(fctx, conn, fed) }()
 	var cause error
 	select {
 	case status := <-ended:
@@ -411,8 +436,8 @@ func gatewayEnv() []string {
 }
 
 // feed gives one gateway all that is held and every change, until ctx ends or
-// the gateway does not take it.
-func (g *gateway) feed(ctx context.Context, conn *net.UnixConn) error {
+// the gateway does not take it. Each time that it has all, fed is called.
+func (g *gateway) feed(ctx context.Context, conn *net.UnixConn, fed func()) error {
 	sent := map[string]*os.File{}
 	for {
 		g.mu.Lock()
@@ -432,6 +457,7 @@ func (g *gateway) feed(ctx context.Context, conn *net.UnixConn) error {
 		close(g.news)
 		g.news = make(chan struct{})
 		g.mu.Unlock()
+		fed()
 		select {
 		case <-g.wake:
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -257,7 +258,57 @@ func TestKeeperDiesAndTheNextListensAgain(t *testing.T) {
 		s, err := ask("tcp", address)
 		return err == nil && !strings.HasPrefix(s, fmt.Sprint(before.GatewayPID, " "))
 	})
-	if !dead(before.GatewayPID) {
-		t.Fatal("the old gateway lives")
+	waitUntil(t, func() bool { return dead(before.GatewayPID) })
+}
+
+// TestKeeperDiesAndNoConnectionIsRefused needs root where a process may not
+// look into another one of its user.
+func TestKeeperDiesAndNoConnectionIsRefused(t *testing.T) {
+	rooted(t)
+	r := newRig(t, true)
+	address, udp := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("[::1]:%d", freePort(t))
+	names := []string{"tcp://" + address, "udp://" + udp, fmt.Sprintf("tcp://:%d", freePort(t))}
+	if err := r.Listen(t.Context(), names); err != nil {
+		t.Fatal(err)
+	}
+	before, err := r.Ping(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused, answered atomic.Int64
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := ask("tcp", address); err != nil {
+					t.Error(err)
+					refused.Add(1)
+					return
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	waitUntil(t, func() bool { return answered.Load() > 20 || refused.Load() > 0 })
+	r.killKeeper()
+	r.start()
+	waitUntil(t, func() bool { return dead(before.GatewayPID) })
+	more := answered.Load() + 20
+	waitUntil(t, func() bool { return answered.Load() > more || refused.Load() > 0 })
+	close(stop)
+	clients.Wait()
+	after, err := r.Ping(t.Context())
+	if err != nil || !slices.Equal(slices.Sorted(slices.Values(after.Listeners)), slices.Sorted(slices.Values(names))) {
+		t.Errorf("it listens on %v, %v", after.Listeners, err)
+	}
+	past, err := readJournal(filepath.Join(r.dir, "run", journalName))
+	if err != nil || len(past.orphans) > 0 || past.gateway == nil || past.gateway.PID != after.GatewayPID {
+		t.Errorf("the journal says %+v, %v", past, err)
 	}
 }

@@ -26,6 +26,7 @@ type record struct {
 	Forgotten string        `json:"forgotten,omitempty"`
 	Listeners *[]string     `json:"listeners,omitempty"`
 	Gateway   *started      `json:"gateway,omitempty"`
+	Orphans   *[]started    `json:"orphans,omitempty"` // gateways of keepers before
 }
 
 type started struct {
@@ -140,6 +141,15 @@ type past struct {
 	processes map[string]*pastProcess
 	listeners []string
 	gateway   *started
+	orphans   []started
+}
+
+// gateways are all that may live.
+func (p past) gateways() []started {
+	if p.gateway == nil {
+		return p.orphans
+	}
+	return append(slices.Clone(p.orphans), *p.gateway)
 }
 
 type pastProcess struct {
@@ -184,6 +194,8 @@ func (p *past) add(r record) {
 		p.listeners = *r.Listeners
 	case r.Gateway != nil:
 		p.gateway = r.Gateway
+	case r.Orphans != nil:
+		p.orphans = *r.Orphans
 	}
 }
 
@@ -208,6 +220,9 @@ func (k *keeper) snapshot() []record {
 	listeners, running := k.gateway.state()
 	slices.Sort(listeners)
 	out = append(out, record{Listeners: &listeners})
+	if left := k.gateway.orphans.list(); len(left) > 0 {
+		out = append(out, record{Orphans: &left})
+	}
 	if running != nil {
 		out = append(out, record{Gateway: running})
 	}

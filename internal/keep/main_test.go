@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -86,8 +87,12 @@ func keeperRole(options string) int {
 }
 
 // gatewayRole answers every TCP connection with its pid, its user and its
-// capabilities, and every request on the control socket with "ok".
+// capabilities, and every request on the control socket with "ok". As the real
+// one it goes on without its keeper, and finishes what it has begun when it is
+// told to end.
 func gatewayRole() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
 	control, err := net.FileListener(os.NewFile(3, "control"))
 	if err != nil {
 		return 2
@@ -97,7 +102,9 @@ func gatewayRole() int {
 	if err != nil {
 		return 2
 	}
+	context.AfterFunc(ctx, func() { _ = conn.Close() })
 	listeners := map[string]io.Closer{}
+	var answering sync.WaitGroup
 	whoami := fmt.Sprintf("%d %d %s\n", os.Getpid(), os.Geteuid(), statusFields())
 	err = handoff.Serve(conn, func(name string, f *os.File) error {
 		if f == nil {
@@ -119,13 +126,18 @@ func gatewayRole() int {
 			return err
 		}
 		listeners[name] = l
-		go answerAll(l, whoami)
+		answering.Go(func() { answerAll(l, whoami) })
 		return nil
 	})
-	if errors.Is(err, io.EOF) {
-		return 0
+	if !errors.Is(err, io.EOF) && ctx.Err() == nil {
+		return 1
 	}
-	return 1
+	<-ctx.Done()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+	answering.Wait()
+	return 0
 }
 
 func answerAll(l net.Listener, text string) {
