@@ -2,9 +2,7 @@ package source
 
 import (
 	"bytes"
-	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -27,28 +25,16 @@ type ignore struct {
 	parents  map[string]patternmatcher.MatchInfo
 }
 
-// readIgnore reads DOCKERFILE.dockerignore, else .dockerignore, of a context.
-func readIgnore(root *os.Root, context, dockerfile string) (*ignore, error) {
-	patterns := []string{".git"}
-	for _, name := range ignoreFiles(dockerfile) {
-		name = path.Join(context, name)
-		b, err := readSmall(root, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		more, err := ignorefile.ReadAll(bytes.NewReader(b))
-		if err != nil {
-			return nil, kiln.Errorf(kiln.CodeInvalid, "correct its patterns", "read %s: %w", name, err)
-		}
-		patterns = append(patterns, more...)
-		break
-	}
-	m, err := patternmatcher.New(patterns)
+// newIgnore reads the content of an ignore file; without one, only .git is
+// left out.
+func newIgnore(name string, content []byte) (*ignore, error) {
+	more, err := ignorefile.ReadAll(bytes.NewReader(content))
 	if err != nil {
-		return nil, kiln.Errorf(kiln.CodeInvalid, "correct the patterns of its .dockerignore", "build context %s: %w", context, err)
+		return nil, kiln.Errorf(kiln.CodeInvalid, "correct its patterns", "read %s: %w", name, err)
+	}
+	m, err := patternmatcher.New(append([]string{".git"}, more...))
+	if err != nil {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "correct the patterns of its "+name, "%w", err)
 	}
 	i := &ignore{matcher: m, prefixes: true, parents: map[string]patternmatcher.MatchInfo{}}
 	for _, p := range m.Patterns() {
@@ -64,6 +50,10 @@ func ignoreFiles(dockerfile string) []string {
 }
 
 func readSmall(root *os.Root, name string) ([]byte, error) {
+	info, err := root.Lstat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, kiln.Errorf(kiln.CodeRefused, "make it a file", "%s is %s", name, kind(info.Mode()))
+	}
 	f, err := openRegular(root, name)
 	if err != nil {
 		return nil, err

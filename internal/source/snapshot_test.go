@@ -127,6 +127,21 @@ func TestSnapshotTwoDockerfilesOfOneContext(t *testing.T) {
 	}
 }
 
+// TestSnapshotFollowsWhatBuildKitReads: a Dockerfile and its ignore file may be
+// symbolic links, and what they lead to is taken though it is ignored.
+func TestSnapshotFollowsWhatBuildKitReads(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{
+		"c/Dockerfile": "-> /docker/prod", "c/docker/prod": "-> ../../../docker/real", "c/docker/real": "FROM scratch\n",
+		"c/.dockerignore": "-> docker/ignore", "c/docker/ignore": "*\n!kept\n", "c/kept": "1", "c/other": "2",
+	})
+	tree, _ := take(t, dir, source.Want{Images: []kiln.Image{image("c", "Dockerfile")}})
+	want := []string{"c", "c/.dockerignore", "c/Dockerfile", "c/docker", "c/docker/ignore", "c/docker/prod", "c/docker/real", "c/kept"}
+	if diff := cmp.Diff(want, paths(tree)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestSnapshotEntries(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"c/Dockerfile": "FROM scratch\n", "c/run": "#!", "c/l": "-> run"})
@@ -185,12 +200,20 @@ func TestSnapshotRefuses(t *testing.T) {
 		{"pipe as ignore file", func(t *testing.T, dir string) {
 			must(t, unix.Mkfifo(filepath.Join(dir, "c/.dockerignore"), 0o600))
 		}, source.Want{Images: context}, "c/.dockerignore"},
+		{"folder as ignore file", func(t *testing.T, dir string) { write(t, dir, map[string]string{"c/.dockerignore/": ""}) }, source.Want{Images: context}, "c/.dockerignore is a folder"},
+		{"ignore file behind a link", func(t *testing.T, dir string) {
+			write(t, dir, map[string]string{"c/.dockerignore": "-> up/ignore", "c/up": "-> /etc"})
+		}, source.Want{Images: context}, "c/up is a symbolic link"},
+		{"ignore file in a circle", func(t *testing.T, dir string) {
+			write(t, dir, map[string]string{"c/.dockerignore": "-> .dockerignore"})
+		}, source.Want{Images: context}, "too many symbolic links"},
+		{"Dockerfile outside", func(t *testing.T, dir string) { write(t, dir, map[string]string{"c/D": "-> /etc/passwd"}) }, source.Want{Images: []kiln.Image{image("c", "D")}}, "there is no c/etc"},
 		{"newline", func(t *testing.T, dir string) { write(t, dir, map[string]string{"c/a\nb": ""}) }, source.Want{Images: context}, "control characters"},
 		{"latin1", func(t *testing.T, dir string) { write(t, dir, map[string]string{"c/\xe9": ""}) }, source.Want{Images: context}, "not UTF-8"},
 		{"no context", nil, source.Want{Images: []kiln.Image{image("d", "Dockerfile")}}, "build context d: there is no d"},
 		{"no dockerfile", nil, source.Want{Images: []kiln.Image{image("c", "Other")}}, "build context c: there is no c/Other"},
-		{"context is a link", func(t *testing.T, dir string) { write(t, dir, map[string]string{"d": "-> c"}) }, source.Want{Images: []kiln.Image{image("d", "Dockerfile")}}, "d is not a folder"},
-		{"context is a link out", func(t *testing.T, dir string) { write(t, dir, map[string]string{"d": "-> /etc"}) }, source.Want{Images: []kiln.Image{image("d", "passwd")}}, "d is not a folder"},
+		{"context is a link", func(t *testing.T, dir string) { write(t, dir, map[string]string{"d": "-> c"}) }, source.Want{Images: []kiln.Image{image("d", "Dockerfile")}}, "d is a symbolic link, not a folder"},
+		{"context is a link out", func(t *testing.T, dir string) { write(t, dir, map[string]string{"d": "-> /etc"}) }, source.Want{Images: []kiln.Image{image("d", "passwd")}}, "d is a symbolic link, not a folder"},
 		{"climbs", nil, source.Want{Files: []string{"../x"}}, "not a path below"},
 		{"absolute", nil, source.Want{Files: []string{"/etc/passwd"}}, "not a path below"},
 		{"too many", func(t *testing.T, dir string) {

@@ -93,7 +93,7 @@ func (w *walker) above(name string) error {
 		return missing(parent, err)
 	}
 	if !info.IsDir() {
-		return kiln.Errorf(kiln.CodeRefused, "name the folder itself", "%s is not a folder, and %s is behind it", parent, name)
+		return kiln.Errorf(kiln.CodeRefused, "name the folder itself", "%s is %s, not a folder", parent, kind(info.Mode()))
 	}
 	return w.folder(parent)
 }
@@ -126,14 +126,14 @@ func (w *walker) context(c buildContext) error {
 	}
 	var ignores []*ignore
 	for _, dockerfile := range c.dockerfiles {
-		i, err := readIgnore(w.root, c.path, dockerfile)
+		if _, err := w.control(c.path, dockerfile); err != nil {
+			return contextError(c.path, err)
+		}
+		i, err := w.ignore(c.path, dockerfile)
 		if err != nil {
-			return err
+			return contextError(c.path, err)
 		}
 		ignores = append(ignores, i)
-		if err := w.control(c.path, dockerfile); err != nil {
-			return err
-		}
 	}
 	return w.descend(start, c.path, ".", ignores)
 }
@@ -146,18 +146,49 @@ func contextError(context string, err error) error {
 	return err
 }
 
-// control takes a Dockerfile and the ignore files that could be its own.
-func (w *walker) control(context, dockerfile string) error {
-	name := path.Join(context, dockerfile)
-	if err := w.single(name); err != nil {
-		return contextError(context, err)
-	}
-	for _, ignore := range ignoreFiles(dockerfile) {
-		if err := w.single(path.Join(context, ignore)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+// maxLinks is how many symbolic links lead to one file, as in the kernel.
+const maxLinks = 40
+
+// control takes a file of a context that BuildKit reads itself, whatever the
+// ignore files say, and returns its path in the folder. It follows symbolic
+// links as BuildKit does: inside of the context, whose root absolute ones and
+// ".." too many mean.
+func (w *walker) control(context, file string) (string, error) {
+	for range maxLinks {
+		name := path.Join(context, file)
+		if err := w.single(name); err != nil {
+			return "", err
+		}
+		e := w.entries[name]
+		switch {
+		case e.Mode&fs.ModeSymlink == 0:
+			return name, nil
+		case path.IsAbs(e.Link):
+			file = path.Clean(e.Link)[1:]
+		default:
+			file = path.Join("/", path.Dir(file), e.Link)[1:]
 		}
 	}
-	return nil
+	return "", kiln.Errorf(kiln.CodeRefused, "", "%s leads over too many symbolic links", path.Join(context, file))
+}
+
+// ignore takes and reads the ignore file of a Dockerfile.
+func (w *walker) ignore(context, dockerfile string) (*ignore, error) {
+	for _, file := range ignoreFiles(dockerfile) {
+		name, err := w.control(context, file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		b, err := readSmall(w.root, name)
+		if err != nil {
+			return nil, err
+		}
+		return newIgnore(file, b)
+	}
+	return newIgnore("", nil)
 }
 
 // descend takes the content of one folder: below is its path within the
@@ -265,6 +296,12 @@ func (w *walker) add(dir *os.Root, base, name string, info fs.FileInfo) error {
 // kind names what a tree cannot hold.
 func kind(mode fs.FileMode) string {
 	switch {
+	case mode.IsRegular():
+		return "a file"
+	case mode.IsDir():
+		return "a folder"
+	case mode&fs.ModeSymlink != 0:
+		return "a symbolic link"
 	case mode&fs.ModeSocket != 0:
 		return "a socket"
 	case mode&fs.ModeNamedPipe != 0:
