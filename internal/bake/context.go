@@ -153,9 +153,43 @@ func (f *folder) entry(name string) (kiln.TreeEntry, bool) {
 	return f.entries[i], true
 }
 
+// maxLinks is how many symbolic links one path may lead over, as in the kernel.
+const maxLinks = 40
+
+// follow resolves the symbolic links of a path inside the context, as BuildKit
+// does for a Dockerfile and its ignore file: an absolute one, and ".." too
+// many, mean the context's root.
+func (f *folder) follow(name string) (string, error) {
+	done, rest := "", strings.Split(path.Clean("/" + name)[1:], "/")
+	for links := 0; len(rest) > 0; {
+		next := path.Join(done, rest[0])
+		rest = rest[1:]
+		e, ok := f.entry(next)
+		if !ok || e.Mode&fs.ModeSymlink == 0 {
+			done = next // what is only implied has no entry
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", kiln.Errorf(kiln.CodeInvalid, "", "%s leads over too many symbolic links", name)
+		}
+		if !path.IsAbs(e.Link) {
+			e.Link = path.Join("/", path.Dir(next), e.Link)
+		}
+		done, rest = "", append(strings.Split(path.Clean(e.Link)[1:], "/"), rest...)
+	}
+	return done, nil
+}
+
 // read returns a small file's content, fs.ErrNotExist where there is none.
 func (f *folder) read(name string) ([]byte, error) {
-	r, err := f.Open(name)
+	at, err := f.follow(name)
+	if err != nil {
+		return nil, err
+	}
+	if e, ok := f.entry(at); ok && !e.Mode.IsRegular() {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "", "%s is not a file", name)
+	}
+	r, err := f.Open(at)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/bake/buildkit"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -53,17 +54,26 @@ func readRecipe(image kiln.Image, context *folder) (*recipe, error) {
 // syntaxError shows the line of the Dockerfile.
 func syntaxError(image kiln.Image, source []byte, err error) error {
 	file := path.Join(image.Dockerfile.Context, image.Dockerfile.File)
+	e := kiln.Errorf(kiln.CodeInvalid, "Correct "+file+".", "image %q: %w", image.Name, err)
 	d := kiln.Diagnostic{Severity: "error", Summary: "Dockerfile cannot be read", Detail: err.Error(), File: file}
 	var at *parser.LocationError
-	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
-		d.Line = at.Locations[0][0].Start.Line
-		if lines := strings.Split(string(source), "\n"); d.Line >= 1 && d.Line <= len(lines) {
-			d.Snippet = lines[d.Line-1]
-		}
+	if errors.As(err, &at) && len(at.Locations) > 0 {
+		d = onLine(d, source, at.Locations[0])
 	}
-	e := kiln.Errorf(kiln.CodeInvalid, "Correct "+file+".", "image %q: %w", image.Name, err)
 	e.Diagnostics = []kiln.Diagnostic{d}
 	return e
+}
+
+// onLine adds the line of the Dockerfile that a diagnostic is about.
+func onLine(d kiln.Diagnostic, source []byte, at []parser.Range) kiln.Diagnostic {
+	if len(at) == 0 {
+		return d
+	}
+	d.Line = at[0].Start.Line
+	if lines := strings.Split(string(source), "\n"); d.Line >= 1 && d.Line <= len(lines) {
+		d.Snippet = lines[d.Line-1]
+	}
+	return d
 }
 
 // references returns the images of registries that the target needs, as they
@@ -90,9 +100,12 @@ func (r *recipe) references(image kiln.Image) ([]string, error) {
 		}
 		todo = append(todo, stages...)
 		for _, name := range names {
+			if isContext(image, name) { // in the place of a stage of that name, too
+				continue
+			}
 			if n, ok := r.stage(name, i); ok {
 				todo = append(todo, n)
-			} else if name != "scratch" && image.Dockerfile.Contexts[name] == "" {
+			} else if name != "scratch" {
 				found[name] = true
 			}
 		}
@@ -105,6 +118,21 @@ func (r *recipe) references(image kiln.Image) ([]string, error) {
 	return out, nil
 }
 
+// isContext says whether BuildKit finds what FROM or --from names among the
+// image's contexts: "base" is also "base:latest".
+func isContext(image kiln.Image, name string) bool {
+	want, err := buildkit.ContextName(name)
+	if err != nil {
+		return false // no name of an image, so a stage's
+	}
+	for context := range image.Dockerfile.Contexts {
+		if have, err := buildkit.ContextName(context); err == nil && have == want {
+			return true
+		}
+	}
+	return false
+}
+
 // target returns the index of the stage that is baked.
 func (r *recipe) target(image kiln.Image) (int, error) {
 	name := image.Dockerfile.Target
@@ -112,9 +140,6 @@ func (r *recipe) target(image kiln.Image) (int, error) {
 		return len(r.stages) - 1, nil
 	}
 	if i, ok := r.stage(name, len(r.stages)); ok {
-		return i, nil
-	}
-	if i, err := strconv.Atoi(name); err == nil && i >= 0 && i < len(r.stages) {
 		return i, nil
 	}
 	return 0, kiln.Errorf(kiln.CodeInvalid, "Name one of the Dockerfile's stages.", "image %q: the Dockerfile has no stage %q", image.Name, name)
@@ -143,11 +168,10 @@ func (r *recipe) needs(image kiln.Image, i int) (names []string, stages []int, e
 		case *instructions.CopyCommand:
 			all = append(all, c.From)
 		case *instructions.RunCommand:
-			// Mounts are only known once variables are expanded.
-			if err := c.Expand(func(word string) (string, error) { return r.expand(image, word) }); err != nil {
-				return nil, nil, syntaxError(image, r.source, err)
+			if err := r.allowed(image, c); err != nil {
+				return nil, nil, err
 			}
-			for _, m := range instructions.GetMounts(c) {
+			for _, m := range instructions.GetMounts(c) { // from= has no variables
 				all = append(all, m.From)
 			}
 		}

@@ -139,6 +139,9 @@ func (j *job) dockerfile(ctx context.Context, image kiln.Image) (kiln.Baked, err
 	if known, ok := j.known(image, in); ok {
 		return known, nil
 	}
+	for _, w := range r.warnings(image) {
+		j.progress(kiln.Progress{Stage: "bake", Subject: image.Name, Message: w})
+	}
 	manifest, err := j.build(ctx, image, f, in)
 	if err != nil {
 		return kiln.Baked{}, err

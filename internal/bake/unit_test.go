@@ -139,6 +139,9 @@ func TestReferences(t *testing.T) {
 		"mount":    {file: "FROM base\nRUN --mount=type=bind,from=tool:1,target=/t true\n", want: []string{"tool:1"}},
 		"unused":   {file: "FROM a:1 AS one\nFROM b:1 AS two\n", want: []string{"b:1"}},
 		"target":   {file: "FROM a:1 AS one\nFROM b:1 AS two\n", tgt: "one", want: []string{"a:1"}},
+		"latest":   {file: "FROM base:latest\nCOPY --from=docker.io/library/base /x /x\n"},
+		"replaced": {file: "FROM a:1 AS base\nFROM base\n"}, // by the context of that name
+		"options":  {file: "FROM base\nARG UID=7\nRUN --mount=type=cache,target=/c,uid=$UID --mount=from=tool:1,target=/t true\n", want: []string{"tool:1"}},
 		"platform": {file: "FROM --platform=$BUILDPLATFORM a:$TARGETARCH\n", want: []string{"a:amd64"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,6 +164,76 @@ func TestReferences(t *testing.T) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+func TestWhatNoRunGetsIsRefused(t *testing.T) {
+	for options, want := range map[string]string{
+		"--network=host": "--network=host is not allowed", "--security=insecure": "insecure is not allowed",
+		"--mount=type=secret,id=x,required=true": "type=secret,required=true is not supported", "--mount=type=ssh,required": "type=ssh,required=true is not supported",
+		"--mount=type=secret,id=x": "", "--network=none": "", "--mount=type=secret,id=$STAGE": "",
+	} {
+		s := shelf{t.TempDir()}
+		f, err := newFolder(s, plant(t, s, map[string]string{"Dockerfile": "FROM scratch\nARG STAGE=y\nRUN " + options + " true\n"}), ".")
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := fromFile("x", nil)
+		r, err := readRecipe(image, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.references(image)
+		if want == "" {
+			if err != nil {
+				t.Errorf("%s: %v", options, err)
+			}
+			continue
+		}
+		var said *kiln.Error
+		if !errors.As(err, &said) || said.Code != kiln.CodeRefused || !strings.Contains(said.Message, want) || said.Hint == "" ||
+			len(said.Diagnostics) != 1 || said.Diagnostics[0].Line != 3 || !strings.HasPrefix(said.Diagnostics[0].Snippet, "RUN ") {
+			t.Errorf("%s: %+v", options, err)
+		}
+	}
+}
+
+func TestMountsThatStayEmptyAreSaid(t *testing.T) {
+	s := shelf{t.TempDir()}
+	file := "FROM scratch\nRUN --mount=type=secret,id=x \\\n --mount=type=ssh true\nRUN --mount=type=cache,target=/c true\n"
+	f, err := newFolder(s, plant(t, s, map[string]string{"Dockerfile": file}), ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := readRecipe(fromFile("x", nil), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := r.warnings(fromFile("x", nil))
+	if len(got) != 2 || !strings.Contains(got[0], "line 2: --mount=type=secret") || !strings.Contains(got[1], "line 2: --mount=type=ssh") {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestReadFollowsLinksInside: as BuildKit reads a Dockerfile.
+func TestReadFollowsLinksInside(t *testing.T) {
+	s := shelf{t.TempDir()}
+	tree := plant(t, s, map[string]string{"c/real/D": "FROM scratch\n", "outside": "no"})
+	for name, target := range map[string]string{
+		"c/Dockerfile": "sub/D", "c/sub": "/real", "c/up": "../../../real/D", "c/out": "../outside", "c/loop": "loop", "c/folder": "real",
+	} {
+		tree.Entries = append(tree.Entries, kiln.TreeEntry{Path: name, Mode: fs.ModeSymlink | 0o777, Link: target})
+	}
+	tree.Entries = append(tree.Entries, kiln.TreeEntry{Path: "c/real", Mode: fs.ModeDir | 0o755})
+	f, err := newFolder(s, tree, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ok := range map[string]bool{"Dockerfile": true, "up": true, "sub/D": true, "out": false, "loop": false, "folder": false, "absent": false} {
+		b, err := f.read(name)
+		if (err == nil) != ok || ok && string(b) != "FROM scratch\n" {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
 	}
 }
 

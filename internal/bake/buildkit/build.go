@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -106,8 +107,9 @@ func (b Build) options() (client.SolveOpt, error) {
 	if b.Hermetic {
 		attrs["force-network-mode"] = "none"
 	}
-	for name, d := range b.Bases {
-		key, err := contextName(name)
+	for _, name := range slices.Sorted(maps.Keys(b.Bases)) {
+		d := b.Bases[name]
+		key, err := ContextName(name)
 		if err != nil {
 			return client.SolveOpt{}, kiln.Errorf(kiln.CodeInvalid,
 				"Name it as an image is named: lower-case letters, digits, '.', '_', '-' and '/'.",
@@ -156,8 +158,8 @@ func policy(hermetic bool) *spb.Policy {
 	return p
 }
 
-// contextName is how the Dockerfile frontend looks a named context up.
-func contextName(name string) (string, error) {
+// ContextName is how the Dockerfile frontend looks a named context up.
+func ContextName(name string) (string, error) {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
 		return "", err

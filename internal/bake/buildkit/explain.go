@@ -31,20 +31,34 @@ func explain(ctx context.Context, b Build, o *observer, err error) error {
 	case strings.Contains(text, "denied by policy"):
 		explainDenied(out, b, text)
 	default:
-		out.Message = fmt.Sprintf("image %q: %s", b.Image, rootMessage(err))
-		out.Hint = "Correct " + b.Shown + " or its context, then bake again."
-		if name, ok := notInContext(text); ok {
-			out.Message = fmt.Sprintf("image %q: %s is not in what COPY or ADD reads from", b.Image, name)
-			out.Hint = "Sources are relative to the context, or to the stage or image of --from; what .dockerignore leaves out is not there."
-		}
-		if len(out.Diagnostics) > 0 {
-			out.Code = kiln.CodeInvalid
-		}
+		explainOther(out, b, o, err)
 	}
 	if len(out.Diagnostics) > 0 {
 		out.Diagnostics[0].Detail = out.Message
 	}
 	return out
+}
+
+// explainOther is for what neither a command nor a rule ended.
+func explainOther(out *kiln.Error, b Build, o *observer, err error) {
+	text := err.Error()
+	out.Message = fmt.Sprintf("image %q: %s", b.Image, rootMessage(err))
+	out.Hint = "Correct " + b.Shown + " or its context, then bake again."
+	if len(out.Diagnostics) > 0 {
+		out.Code = kiln.CodeInvalid
+	}
+	name, missing := notInContext(text)
+	switch s := o.failed(); {
+	case missing:
+		out.Message = fmt.Sprintf("image %q: %s is not in what COPY or ADD reads from", b.Image, name)
+		out.Hint = "Sources are relative to the context, or to the stage or image of --from; what .dockerignore leaves out is not there."
+	case s != nil && strings.Contains(s.name, "ADD "):
+		out.Message = fmt.Sprintf("image %q: %s: %s", b.Image, s.name, rootMessage(err))
+		out.Hint = "Check the address, or put the file into the context. An ADD has no access to private networks or this machine."
+		if strings.Contains(text, "may not reach the private address") {
+			out.Code = kiln.CodeRefused
+		}
+	}
 }
 
 // unknownExit is what BuildKit reports where no exit code is known.
@@ -70,7 +84,12 @@ func explainExit(out *kiln.Error, b Build, o *observer, exit *gatewaypb.ExitErro
 	default:
 		out.Message = fmt.Sprintf("image %q: %s: exit code %d", b.Image, name, code)
 		out.Hint = "The last lines of its output are above. A RUN has no access to private networks or this machine."
-		if b.Hermetic {
+		switch {
+		case code == 127:
+			out.Hint = "The image has no such command. On a Debian base, add the package that has it to its packages: useradd is in passwd, adduser in adduser."
+		case strings.Contains(name, "type=secret") || strings.Contains(name, "type=ssh"):
+			out.Hint = "The last lines of its output are above. A build is given no secrets and no keys, so those mounts are left out."
+		case b.Hermetic:
 			out.Hint = "The last lines of its output are above. The image is hermetic: a RUN has no network."
 		}
 	}
@@ -125,7 +144,7 @@ func notInContext(text string) (string, bool) {
 // outer ones repeat the step's name or gRPC's status.
 func rootMessage(err error) string {
 	text := err.Error()
-	for _, noise := range []string{"failed to solve: ", "failed to compute cache key: ", "failed to calculate checksum of ref ", "rpc error: code = Unknown desc = "} {
+	for _, noise := range []string{"failed to solve: ", "failed to compute cache key: ", "failed to load cache key: ", "failed to load LLB: ", "failed to calculate checksum of ref ", "rpc error: code = Unknown desc = "} {
 		text = strings.ReplaceAll(text, noise, "")
 	}
 	return text
