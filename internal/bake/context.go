@@ -76,9 +76,11 @@ func newFolder(store Store, tree kiln.Tree, root string) (*folder, error) {
 	return f, nil
 }
 
-// isDefinition says whether a file beside the definition belongs to it.
+// isDefinition says whether a file beside the definition belongs to it, by the
+// rule of the package that reads it.
 func isDefinition(name string) bool {
-	return name == "kiln.lock" || (path.Ext(name) == ".hcl" && !strings.Contains(name, "/"))
+	return name == "kiln.lock" ||
+		path.Ext(name) == ".hcl" && !strings.Contains(name, "/") && !strings.HasPrefix(name, ".") && name != "kilnd.hcl"
 }
 
 // comparePaths orders paths as a walk meets them: a folder's content comes

@@ -8,6 +8,7 @@ import (
 
 func TestTheDefinitionIsNoPartOfItsContext(t *testing.T) {
 	tree := kiln.Tree{Entries: []kiln.TreeEntry{
+		{Path: ".terraform.lock.hcl", Mode: 0o644},
 		{Path: "app", Mode: 0o755 | 1<<31},
 		{Path: "app/more.hcl", Mode: 0o644},
 		{Path: "app/kiln.lock", Mode: 0o644},
@@ -19,7 +20,7 @@ func TestTheDefinitionIsNoPartOfItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]bool{"app/more.hcl": true, "app/kiln.lock": true, "main.go": true, "kiln.hcl": false, "kiln.lock": false} {
+	for path, want := range map[string]bool{".terraform.lock.hcl": true, "app/more.hcl": true, "app/kiln.lock": true, "main.go": true, "kiln.hcl": false, "kiln.lock": false} {
 		if _, got := whole.entry(path); got != want {
 			t.Errorf("context .: %s is in it: %v, want %v", path, got, want)
 		}

@@ -93,7 +93,12 @@ func TestFilesAreReplacedInOneStep(t *testing.T) {
 	if err := os.Symlink("real.hcl", link); err != nil {
 		t.Fatal(err)
 	}
-	if err := replaceFile(link, []byte("new")); err != nil {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	if err := replaceFile(root, "kiln.hcl", []byte("new")); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Lstat(link)
@@ -111,7 +116,49 @@ func TestFilesAreReplacedInOneStep(t *testing.T) {
 	if err != nil || len(entries) != 2 {
 		t.Errorf("left over: %v %v", entries, err)
 	}
-	if err := replaceFile(filepath.Join(dir, "no", "folder"), nil); asShown(err) == nil || asShown(err).Code != kiln.CodeNotFound {
+	if err := replaceFile(root, filepath.Join("no", "folder"), nil); asShown(err) == nil || asShown(err).Code != kiln.CodeNotFound {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestNoFileOutsideOfTheFolderIsReplaced: the folder may be a stranger's and
+// this process root's.
+func TestNoFileOutsideOfTheFolderIsReplaced(t *testing.T) {
+	above := t.TempDir()
+	dir := filepath.Join(above, "repository")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	victim := filepath.Join(above, "victim")
+	if err := os.WriteFile(victim, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	for name, target := range map[string]string{"absolute": victim, "climbs": "../victim", "twice": "climbs", "absent": "../fresh", "folder": ".", "loop": "loop", "beneath": "up/victim", "up": ".."} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"absolute", "climbs", "twice", "absent", "folder", "loop", "beneath", "pipe"} {
+		if err := replaceFile(root, name, []byte("theirs")); asShown(err) == nil {
+			t.Errorf("replace %s: %v", name, err)
+		}
+		if _, err := readFile(root, name); asShown(err) == nil {
+			t.Errorf("read %s: %v", name, err)
+		}
+	}
+	if content, err := os.ReadFile(victim); err != nil || string(content) != "mine" {
+		t.Errorf("the file outside holds %q, %v", content, err)
+	}
+	entries, err := os.ReadDir(above)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("outside: %v %v", entries, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,8 +118,8 @@ func (a *app) prepare(ctx context.Context, d definitionFlags, environment string
 		return prepared{}, nil, err
 	}
 	out := prepared{}
-	if out.lock, err = os.ReadFile(filepath.Join(a.dir, spec.LockFile)); err != nil && !os.IsNotExist(err) {
-		return prepared{}, nil, fileError(err)
+	if out.lock, err = a.readLock(); err != nil {
+		return prepared{}, nil, err
 	}
 	client, err := a.running(ctx, p)
 	if err != nil {
@@ -177,6 +178,20 @@ func send(ctx context.Context, client *server.Client, tree kiln.Tree, open sourc
 	return nil
 }
 
+// readLock returns kiln.lock as it is, nil when there is none.
+func (a *app) readLock() ([]byte, error) {
+	root, err := os.OpenRoot(a.dir)
+	if err != nil {
+		return nil, fileError(err)
+	}
+	defer func() { _ = root.Close() }()
+	lock, err := readFile(root, spec.LockFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return lock, err
+}
+
 // writeLock puts what a bake resolved into kiln.lock, when that differs from
 // what the file says.
 func (a *app) writeLock(before []byte, lock kiln.Lock) error {
@@ -184,7 +199,12 @@ func (a *app) writeLock(before []byte, lock kiln.Lock) error {
 	if string(after) == string(before) || before == nil && len(lock.References)+len(lock.Debian) == 0 {
 		return nil
 	}
-	if err := replaceFile(filepath.Join(a.dir, spec.LockFile), after); err != nil {
+	root, err := os.OpenRoot(a.dir)
+	if err != nil {
+		return fileError(err)
+	}
+	defer func() { _ = root.Close() }()
+	if err := replaceFile(root, spec.LockFile, after); err != nil {
 		return err
 	}
 	a.say("%s was written: commit it, so that every bake starts from the same bases", filepath.Join(a.dir, spec.LockFile))

@@ -45,12 +45,9 @@ func (a *app) formatStream() error {
 
 func (a *app) format(files []string, check bool) error {
 	if len(files) == 0 {
-		found, err := filepath.Glob(filepath.Join(a.dir, "*.hcl"))
+		found, err := a.definitionFiles()
 		if err != nil {
 			return err
-		}
-		if len(found) == 0 {
-			return kiln.Errorf(kiln.CodeNotFound, "kiln init writes one", "there is no definition here: no *.hcl file in %s", a.dir)
 		}
 		files = found
 	}
@@ -73,6 +70,26 @@ func (a *app) format(files []string, check bool) error {
 	return nil
 }
 
+// definitionFiles lists the files of the definition's folder.
+func (a *app) definitionFiles() ([]string, error) {
+	root, err := os.OpenRoot(a.dir)
+	if err != nil {
+		return nil, fileError(err)
+	}
+	defer func() { _ = root.Close() }()
+	names, err := spec.Files(root.FS())
+	if err != nil {
+		return nil, fileError(err)
+	}
+	if len(names) == 0 {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "kiln init writes one", "there is no definition here: no *.hcl file in %s", a.dir)
+	}
+	for i, name := range names {
+		names[i] = filepath.Join(a.dir, name)
+	}
+	return names, nil
+}
+
 func (a *app) printNames(names []string) error {
 	if a.json {
 		return a.printJSON(append([]string{}, names...))
@@ -88,9 +105,14 @@ func (a *app) printNames(names []string) error {
 // formatFile says whether the file differs from its canonical format, and
 // unless only checking, rewrites it.
 func (a *app) formatFile(path string, check bool) (bool, error) {
-	src, err := os.ReadFile(path)
+	root, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return false, fileError(err)
+	}
+	defer func() { _ = root.Close() }()
+	src, err := readFile(root, filepath.Base(path))
+	if err != nil {
+		return false, err
 	}
 	name, err := filepath.Rel(a.dir, path) // as diagnostics have it
 	if err != nil {
@@ -103,5 +125,5 @@ func (a *app) formatFile(path string, check bool) (bool, error) {
 	if check {
 		return true, nil
 	}
-	return true, replaceFile(path, out)
+	return true, replaceFile(root, filepath.Base(path), out)
 }

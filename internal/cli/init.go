@@ -42,7 +42,7 @@ func (a *app) scaffold() error {
 		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return fileError(err)
 		}
-		if err := replaceFile(filepath.Join(a.dir, name), files[name]); err != nil {
+		if err := replaceFile(root, name, files[name]); err != nil {
 			return err
 		}
 	}

@@ -22,7 +22,7 @@ type document struct {
 // readDocument parses the definition's files. It returns nil where there is
 // none, or none that could be read.
 func readDocument(f *folder, r *report) *document {
-	names, err := f.definitions()
+	names, err := Files(f.fsys)
 	if err != nil {
 		r.error(hcl.Range{}, "Cannot read the definition", "%s", sentence(err))
 		return nil

@@ -40,21 +40,27 @@ func (f *folder) read() []string {
 	return out
 }
 
-// definitions returns the names of the files that make the definition, sorted.
-func (f *folder) definitions() ([]string, error) {
-	entries, err := fs.ReadDir(f.fsys, ".")
+// Files returns the names of the files that make the definition of a folder,
+// sorted.
+func Files(fsys fs.FS) ([]string, error) {
+	entries, err := fs.ReadDir(fsys, ".")
 	if err != nil {
 		return nil, fmt.Errorf("read the folder: %w", err)
 	}
 	var names []string
 	for _, e := range entries {
-		name := e.Name()
-		if path.Ext(name) == ".hcl" && !strings.HasPrefix(name, ".") && name != "kilnd.hcl" && !e.IsDir() {
-			names = append(names, name)
+		if !e.IsDir() && IsDefinition(e.Name()) {
+			names = append(names, e.Name())
 		}
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// IsDefinition says whether a file of the folder, by its name, is part of the
+// definition.
+func IsDefinition(name string) bool {
+	return path.Ext(name) == ".hcl" && !strings.HasPrefix(name, ".") && name != "kilnd.hcl"
 }
 
 // file returns the content of a regular file of the folder, at most
