@@ -273,6 +273,7 @@ func TestProgressInPlainLines(t *testing.T) {
 	for _, n := range []kiln.Progress{
 		{Stage: "bake", Subject: "web", Step: "[2/3] RUN make \\\n  all"},
 		{Stage: "bake", Subject: "web", Step: "[2/3] RUN make \\\n  all", Message: "cc -o web"},
+		{Stage: "bake", Subject: "web", Step: "[3/3] RUN apt-get update && apt-get install -y nginx", Message: "Get:1"},
 		{Stage: "bake", Subject: "web", Step: "[1/3] FROM base", Cached: true, Done: true},
 		{Stage: "bake", Subject: "web", Step: "[2/3] RUN make \\\n  all", Done: true, Took: 1200 * time.Millisecond},
 	} {
@@ -289,6 +290,7 @@ func TestProgressInPlainLines(t *testing.T) {
 	p.close()
 	want := `bake web: [2/3] RUN make \ all
 bake web: [2/3] RUN make \ all: cc -o web
+bake web: [3/3] RUN apt-get update && apt-get...: Get:1
 bake web: [1/3] FROM base (cached)
 bake web: [2/3] RUN make \ all 1.20s
 start web: 2 of 3 ready

@@ -106,7 +106,7 @@ func (p *progress) show(n kiln.Progress) {
 	case n.Message != "":
 		step.message = n.Message
 		if !p.live {
-			p.line(step.title + ": " + p.style.safe(n.Message))
+			p.line(brief(step.title) + ": " + p.style.safe(n.Message))
 		}
 	case !p.live && !p.seen[key] && slow(n.Stage):
 		p.line(step.title)
@@ -145,6 +145,12 @@ func (p *progress) step(key string, n kiln.Progress) *activeStep {
 	p.active = append(p.active, s)
 	return s
 }
+
+// briefTitle is how many characters of a step's title stand before each line
+// that it writes: a RUN may be a page.
+const briefTitle = 48
+
+func brief(title string) string { return fit(title, briefTitle) }
 
 // oneLine makes a heredoc of a Dockerfile's RUN one line.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
@@ -194,7 +200,7 @@ func (p *progress) draw(stays string) {
 	for _, s := range shown {
 		text := fmt.Sprintf("%s %s", s.title, span(p.now().Sub(s.since)))
 		if s.message != "" {
-			text += "  " + p.style.safe(s.message)
+			text = fmt.Sprintf("%s %s  %s", brief(s.title), span(p.now().Sub(s.since)), p.style.safe(s.message))
 		}
 		b.WriteString(p.style.paint(dim, fit(strings.ReplaceAll(text, "\t", " "), columns-1)) + "\n")
 	}

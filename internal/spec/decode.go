@@ -309,8 +309,13 @@ func (d *decoder) blockName(a argument, name, kind string, v cty.Value) string {
 		return found
 	}
 	hint := ""
-	if v.Type().IsObjectType() {
+	switch {
+	case v.Type().IsObjectType():
 		hint = fmt.Sprintf(" One with for_each needs a key: %s.NAME[\"KEY\"].", kind)
+	case v.Type() == cty.String && !v.IsNull() && d.doc.named(kind, v.AsString()) != nil:
+		hint = fmt.Sprintf(" Did you mean %s.%s?", kind, v.AsString())
+	case v.Type() == cty.String && kind == "image":
+		hint = " For one of a registry, write a block: image \"NAME\" { reference = \"HOST/NAME:TAG\" }."
 	}
 	d.report.error(a.at, "Unsuitable value", "%s must be %s %s, written %s.NAME.%s", name, article(kind), kind, kind, hint)
 	return ""

@@ -45,7 +45,11 @@ func matches(pattern, s string) bool {
 func suggest(given string, candidates []string) string {
 	candidates = slices.Clone(candidates)
 	slices.Sort(candidates)
-	best, distance := "", max(2, len(given)/3)+1
+	near := max(2, len(given)/3)
+	if len(given) <= 3 { // "env" is not a misspelt "int"
+		near = 1
+	}
+	best, distance := "", near+1
 	for _, c := range candidates {
 		if d := levenshtein.Distance(given, c, nil); d < distance && d < len(c) {
 			best, distance = c, d

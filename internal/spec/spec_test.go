@@ -116,7 +116,7 @@ variable "typed" {
   default = []
 }
 variable "o" {
-  type    = object({ a = number, b = optional(string) })
+  type    = object({ a = number, b = optional(string), c = optional(number, 3) })
   default = { a = 1 }
 }
 environment "production" { values = { n = 5, l = ["env"] } }
@@ -130,7 +130,7 @@ environment "production" { values = { n = 5, l = ["env"] } }
 	for k, v := range def.Values {
 		got[k] = string(v)
 	}
-	want := map[string]string{"n": "7", "l": `"text"`, "typed": `["x","y"]`, "o": `{"a":2,"b":null}`}
+	want := map[string]string{"n": "7", "l": `"text"`, "typed": `["x","y"]`, "o": `{"a":2,"b":null,"c":3}`}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -58,7 +59,7 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 			}
 		}
 	}
-	ty, ok := l.variableType(b)
+	ty, defaults, ok := l.variableType(b)
 	if !ok {
 		return cty.DynamicVal, false
 	}
@@ -71,6 +72,9 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	if v == cty.NilVal {
 		l.missing(b, name, description)
 		return v, false
+	}
+	if defaults != nil {
+		v = defaults.Apply(v)
 	}
 	v, ok = l.convert(v, ty, argument{at: at, sensitive: secret}, name)
 	if !ok {
@@ -86,14 +90,20 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	return v, true
 }
 
-func (l *loader) variableType(b *hclsyntax.Block) (cty.Type, bool) {
+// variableType reads a type, and the defaults of its optional attributes.
+func (l *loader) variableType(b *hclsyntax.Block) (cty.Type, *typeexpr.Defaults, bool) {
 	a := b.Body.Attributes["type"]
 	if a == nil {
-		return cty.DynamicPseudoType, true
+		return cty.DynamicPseudoType, nil, true
 	}
-	ty, diags := typeexpr.TypeConstraint(a.Expr)
+	ty, defaults, diags := typeexpr.TypeConstraintWithDefaults(a.Expr)
+	for _, d := range diags {
+		if found := regexp.MustCompile(`eyword "([^"]*)" is not a valid type`).FindStringSubmatch(d.Detail); found != nil {
+			d.Detail += suggest(found[1], []string{"string", "number", "bool", "any", "list", "set", "map", "object", "tuple"})
+		}
+	}
 	l.report.hcl(diags)
-	return ty, !diags.HasErrors()
+	return ty, defaults, !diags.HasErrors()
 }
 
 // given returns a variable's value before conversion: from Options.Values, the
