@@ -267,6 +267,27 @@ took 3.00s: bake 2.00s, start 900ms, switch 12ms
 	}
 }
 
+func TestPlanSaysWhatStandsInTheWay(t *testing.T) {
+	a, out, _ := testApp()
+	result := control.PlanResult{Environment: "prod", Live: 3}
+	if !nothing(result) {
+		t.Error("nothing is something")
+	}
+	result.Release = "the definition's files changed"
+	result.Refused = &kiln.Error{Code: kiln.CodeRefused, Message: "environment prod follows a branch", Hint: "git switch main"}
+	if err := a.printPlan(result); err != nil || nothing(result) {
+		t.Fatal(err)
+	}
+	want := `prod: release 3 is live; kiln up would
+  release  the definition's files changed
+  refuse   environment prod follows a branch
+           git switch main
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestProgressInPlainLines(t *testing.T) {
 	a, _, errs := testApp()
 	p := a.newProgress()

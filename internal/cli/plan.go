@@ -13,8 +13,9 @@ func (a *app) planCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use: "plan [ENVIRONMENT]", Short: "Show what kiln up would do, and exit 2 when it would do something", GroupID: groupLook,
 		Long: `Shows what kiln up would create, replace and destroy, with the reason for each,
-and which images it would bake. It changes nothing. The exit code is 0 when
-there is nothing to do and 2 when there is something.`,
+and which images it would bake, and a rule by which it would be refused. It
+changes nothing. The exit code is 0 when there is nothing to do and 2 when there
+is something, a refusal too.`,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeEnvironments,
 		RunE: func(command *cobra.Command, args []string) error {
 			p := a.newProgress()
@@ -51,7 +52,9 @@ func (a *app) plan(command *cobra.Command, d definitionFlags, environment string
 	return client.Plan(command.Context(), request.UpRequest)
 }
 
-func nothing(r control.PlanResult) bool { return len(r.Steps)+len(r.Bakes)+len(r.Routes) == 0 }
+func nothing(r control.PlanResult) bool {
+	return len(r.Steps)+len(r.Bakes)+len(r.Routes) == 0 && r.Release == "" && r.Refused == nil
+}
 
 func (a *app) printPlan(r control.PlanResult) error {
 	if a.json {
@@ -81,5 +84,19 @@ func (a *app) printPlan(r control.PlanResult) error {
 			return err
 		}
 	}
-	return nil
+	if r.Release != "" {
+		if err := a.print("  %s  %s\n", s.paint(green, "release"), s.safe(r.Release)); err != nil {
+			return err
+		}
+	}
+	if r.Refused == nil {
+		return nil
+	}
+	if err := a.print("  %s  %s\n", s.paint(red, "refuse "), s.safe(r.Refused.Message)); err != nil {
+		return err
+	}
+	if r.Refused.Hint == "" {
+		return nil
+	}
+	return a.print("           %s\n", s.paint(dim, s.safe(r.Refused.Hint)))
 }

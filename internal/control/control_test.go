@@ -136,6 +136,8 @@ func (store) PutBundle(_ context.Context, b kiln.Bundle, _ map[string]string) (k
 	return kiln.DigestJSON(b), nil
 }
 
+func (store) BundleDigest(b kiln.Bundle) (kiln.Digest, error) { return kiln.DigestJSON(b), nil }
+
 // bench is a control plane over a ledger and an engine that outlive it.
 type bench struct {
 	*Control

@@ -64,6 +64,8 @@ type Store interface {
 	TreeFS(tree kiln.Tree) fs.FS
 	Missing(digests []kiln.Digest) []kiln.Digest
 	PutBundle(ctx context.Context, b kiln.Bundle, annotations map[string]string) (kiln.Digest, error)
+	// BundleDigest is the digest that PutBundle would return.
+	BundleDigest(b kiln.Bundle) (kiln.Digest, error)
 }
 
 // Baker makes images.

@@ -54,6 +54,11 @@ type PlanResult struct {
 	Bakes []PlannedBake `json:"bakes,omitempty"`
 	// Routes are the changes of routes, one sentence each.
 	Routes []string `json:"routes,omitempty"`
+	// Release is why Up would make a release although it replaces nothing and
+	// changes no route.
+	Release string `json:"release,omitempty"`
+	// Refused is what Up would be refused with.
+	Refused *kiln.Error `json:"refused,omitempty"`
 }
 
 // PlannedBake is an image that Up would bake.

@@ -117,7 +117,7 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 	if live != nil {
 		out.Live = live.Number
 	}
-	return out, nil
+	return out, c.foresee(ctx, r, def, live, desired, known, len(missing) == 0, &out)
 }
 
 // load reads the definition from a request's tree.

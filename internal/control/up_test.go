@@ -277,6 +277,59 @@ func TestPlanSaysWhatUpWouldDo(t *testing.T) {
 	})
 }
 
+// TestPlanForesees what Up says besides its steps: Up is asked each time.
+func TestPlanForesees(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		first, second := shop("production", "1"), shop("production", "2")
+		b.mustUp(first)
+		bound, other, empty := shop("production", "3"), shop("production", "3"), shop("production", "3")
+		bound.Environment.Branch = "main"
+		for _, s := range []string{"web", "orders", "mailer"} {
+			other.service(s).Name = "other-" + s
+		}
+		other.Routes, empty.Services, empty.Routes = nil, nil, nil
+		commented := first.request()
+		commented.Tree.Entries[0].Link += " "
+		for name, c := range map[string]struct {
+			r       UpRequest
+			refused bool
+			release bool
+		}{
+			"the same": {r: first.request()}, "another": {r: second.request()},
+			"a comment": {r: commented, release: true}, "no branch": {r: bound.request(), refused: true},
+			"another project": {r: other.request(), refused: true}, "no service": {r: empty.request(), refused: true},
+		} {
+			p, err := b.Plan(t.Context(), c.r)
+			if err != nil || (p.Refused != nil) != c.refused || (p.Release != "") != c.release {
+				t.Errorf("%s: %+v, %v", name, p, err)
+			}
+			if !c.refused {
+				continue
+			}
+			var said *kiln.Error
+			if _, err := b.Up(t.Context(), c.r, func(kiln.Progress) {}); !errors.As(err, &said) || p.Refused == nil || said.Message != p.Refused.Message {
+				t.Errorf("%s: up says %v, plan %v", name, err, p.Refused)
+			}
+		}
+		if r, err := b.Up(t.Context(), commented, func(kiln.Progress) {}); err != nil || r.Nothing || len(r.Steps) != 0 {
+			t.Errorf("up with a comment: %+v, %v", r, err)
+		}
+		b.mustUp(second)
+		b.settled()
+		_, err := b.Rollback(t.Context(), RollbackRequest{Environment: "production"}, func(kiln.Progress) {})
+		check(t, err)
+		b.settled()
+		again := second.request()
+		if p, err := b.Plan(t.Context(), again); err != nil || p.Refused == nil || !strings.Contains(p.Refused.Message, "condemned") {
+			t.Errorf("plan of what was rolled back: %+v, %v", p, err)
+		}
+		again.Again = true
+		if p, err := b.Plan(t.Context(), again); err != nil || p.Refused != nil {
+			t.Errorf("plan of it again: %+v, %v", p, err)
+		}
+	})
+}
+
 func TestADefinitionWithoutServicesIsRefused(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.mustUp(shop("production", "1"))

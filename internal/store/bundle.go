@@ -70,6 +70,19 @@ func (s *Store) PutBundle(ctx context.Context, b kiln.Bundle, annotations map[st
 	return kiln.Digest(a.desc.Digest), nil
 }
 
+// BundleDigest returns what PutBundle would, and puts nothing. The bundle's
+// files must be in the store.
+func (s *Store) BundleDigest(b kiln.Bundle) (kiln.Digest, error) {
+	if err := checkBundle(b); err != nil {
+		return "", err
+	}
+	a, err := s.artifact(b)
+	if err != nil {
+		return "", fmt.Errorf("describe bundle: %w", err)
+	}
+	return kiln.Digest(a.desc.Digest), nil
+}
+
 // artifact is a bundle as OCI blobs.
 type artifact struct {
 	layer, config, manifest []byte

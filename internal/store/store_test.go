@@ -226,6 +226,9 @@ func TestBundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if before, err := s.BundleDigest(b); err != nil || before != one {
+		t.Errorf("the digest was foretold as %s, %v, and is %s", before, err, one)
+	}
 	two, err := s.PutBundle(t.Context(), b, map[string]string{"org.opencontainers.image.revision": "2222"})
 	if err != nil || one != two {
 		t.Errorf("the commit changed the bundle: %s, %s, %v", one, two, err)
