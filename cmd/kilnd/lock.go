@@ -22,6 +22,9 @@ func lockData(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
+	if err := letPass(dir); err != nil {
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
 	f, err := os.OpenFile(filepath.Join(dir, "kilnd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
@@ -45,4 +48,13 @@ func lockData(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
 	return f, nil
+}
+
+// letPass lets others pass through a folder that a narrow umask closed.
+func letPass(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode()&0o111 == 0o111 {
+		return err
+	}
+	return os.Chmod(dir, info.Mode().Perm()|0o111)
 }

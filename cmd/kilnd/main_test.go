@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/cli"
 )
@@ -106,6 +108,20 @@ func TestOneControlPlanePerDataDirectory(t *testing.T) {
 		t.Fatalf("after the first has ended: %v", err)
 	}
 	_ = again.Close()
+}
+
+// TestANarrowUmaskDoesNotCloseTheDataDirectory: the gateway passes through it.
+func TestANarrowUmaskDoesNotCloseTheDataDirectory(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077))
+	dir := filepath.Join(t.TempDir(), "data")
+	lock, err := lockData(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = lock.Close()
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o711 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
 }
 
 func TestNotRootIsTold(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake"
@@ -34,6 +35,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 		return kiln.Errorf(kiln.CodeRefused, "sudo kilnd", "kilnd needs root: it makes namespaces, mounts and networks")
 	}
 	economize()
+	// A shell's umask of 077 would close folders that the gateway, the group
+	// and instances must pass through. What is secret has a mode of its own.
+	_ = unix.Umask(0o022)
 	lock, err := lockData(c.data)
 	if err != nil {
 		return err
