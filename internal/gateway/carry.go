@@ -17,8 +17,13 @@ import (
 	"github.com/kilnproject/kiln/internal/gateway/http1"
 )
 
-// errConnect marks an attempt of which nothing was sent.
-var errConnect = errors.New("the instance could not be reached")
+var (
+	// errConnect marks an attempt of which nothing was sent.
+	errConnect = errors.New("the instance could not be reached")
+	// errStale marks one on a connection that the instance had closed, as it
+	// may; whether it saw the request nobody knows.
+	errStale = errors.New("the kept connection was closed")
+)
 
 // call is a request with HTTP/2 on at least one side, in net/http's types.
 type call struct {
@@ -29,7 +34,9 @@ type call struct {
 	private bool // from an instance
 	secure  bool // over TLS
 
-	body *countingBody
+	body     *countingBody
+	patience *patience // of the present attempt
+	interims int
 }
 
 // countingBody counts a request's body and reports its progress.
@@ -115,14 +122,21 @@ func (c *call) failed(r *http.Request, m *member, err error) *refusal {
 	if r.Context().Err() != nil || c.body != nil && c.body.failed.Load() {
 		return &refusal{status: 499}
 	}
+	if isOurs(err) {
+		c.target.missed()
+		return refuseFull()
+	}
 	m.instance.stats.failed()
 	switch {
+	case errors.Is(err, errConnect): // a connection that took too long is no late answer
 	case errors.Is(err, context.DeadlineExceeded):
 		return refuseLate()
 	case errors.Is(err, errMalformed):
 		return refuseOdd()
 	}
-	c.g.suspect(m)
+	if !errors.Is(err, errStale) {
+		c.g.suspect(m)
+	}
 	return nil
 }
 
@@ -132,17 +146,12 @@ func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error 
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(m.instance.ended, func() { cancel(errDrained) })() //nolint:contextcheck // the instance's end, not the request's
-	var begun atomic.Bool                                                      // the answer; a body that goes on must not bring the limit back
-	late := time.AfterFunc(c.g.limits.Answer, func() {
-		if !begun.Load() {
-			cancel(context.DeadlineExceeded)
-		}
-	})
-	defer late.Stop()
+	c.patience = newPatience(&c.g.limits, w, cancel)
+	defer c.patience.end()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
 		return c.interim(w, code, http.Header(h))
 	}})
-	out := c.request(ctx, r, func() { late.Reset(c.g.limits.Answer) })
+	out := c.request(ctx, r)
 	var res *http.Response
 	var err error
 	if c.target.protocol == kiln.ProtocolH2C {
@@ -156,21 +165,15 @@ func (c *call) attempt(w http.ResponseWriter, r *http.Request, m *member) error 
 		}
 		return err
 	}
-	begun.Store(true)
+	c.patience.begin()
 	c.answer(w, r, res, m)
 	return nil
 }
 
 // request is what the instance gets.
-func (c *call) request(ctx context.Context, r *http.Request, progress func()) *http.Request {
+func (c *call) request(ctx context.Context, r *http.Request) *http.Request {
 	out := r.Clone(ctx)
-	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", r.Host, ""
-	out.URL.Opaque, out.URL.RawPath = "", string(c.entry.path)
-	out.URL.RawQuery = strings.TrimPrefix(string(c.entry.query), "?")
-	out.URL.Path = out.URL.RawPath
-	if p, err := url.PathUnescape(out.URL.RawPath); err == nil {
-		out.URL.Path = p
-	}
+	out.URL = exactURL(r.Host, string(c.entry.path), string(c.entry.query))
 	trailers := strings.EqualFold(r.Header.Get("Te"), "trailers")
 	dropHop(out.Header)
 	for name := range out.Header {
@@ -196,11 +199,28 @@ func (c *call) request(ctx context.Context, r *http.Request, progress func()) *h
 		if c.body == nil {
 			c.body = &countingBody{ReadCloser: r.Body}
 		}
-		c.body.progress = progress
+		c.body.progress = c.patience.progress
 		out.Body = c.body
+	}
+	for name := range r.Trailer { // announced; none but these will be read
+		if http1.KindOf([]byte(name)) != http1.Other {
+			delete(r.Trailer, name)
+		}
 	}
 	out.Trailer = r.Trailer
 	return out
+}
+
+// exactURL is a URL whose RequestURI is path and query to the byte: what a
+// request was matched by is what is forwarded, and net/url would encode some
+// of it anew.
+func exactURL(host, path, query string) *url.URL {
+	u := &url.URL{Scheme: "http", Host: host, Opaque: path}
+	if strings.HasPrefix(path, "//") {
+		u.Opaque = "//" + host + path // or it would be taken for a host
+	}
+	u.RawQuery, u.ForceQuery = strings.TrimPrefix(query, "?"), query != ""
+	return u
 }
 
 func scheme(secure bool) string {
@@ -228,6 +248,9 @@ func dropHop(h http.Header) {
 
 // interim passes early hints on.
 func (c *call) interim(w http.ResponseWriter, code int, from http.Header) error {
+	if c.interims++; c.interims > maxInterims {
+		return errInterims()
+	}
 	if code != http.StatusEarlyHints {
 		return nil
 	}
@@ -294,6 +317,7 @@ func (c *call) copy(w http.ResponseWriter, from io.Reader) (sent int64, err erro
 	flusher := http.NewResponseController(w)
 	for {
 		n, err := from.Read(b)
+		c.patience.giving()
 		if n > 0 {
 			if _, werr := w.Write(b[:n]); werr != nil {
 				return sent, errors.Join(errClient, werr)
@@ -309,5 +333,6 @@ func (c *call) copy(w http.ResponseWriter, from io.Reader) (sent int64, err erro
 		if ferr := flusher.Flush(); ferr != nil {
 			return sent, errors.Join(errClient, ferr)
 		}
+		c.patience.progress()
 	}
 }

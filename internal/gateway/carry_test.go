@@ -295,12 +295,17 @@ func TestHostileRequestsNeverReachAnInstance(t *testing.T) {
 }
 
 func TestBadChunkEndsTheRequestAtTheInstance(t *testing.T) {
-	whole := make(chan error, 1)
+	begun, whole := make(chan struct{}), make(chan error, 1)
 	_, address := simple(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
 		_, err := io.ReadAll(r.Body)
 		whole <- err
 	}))
-	res := ask(t, address, "POST / HTTP/1.1\r\nHost: web.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nZZ\r\n\r\n")
+	c := dial(t, address)
+	fmt.Fprint(c, "POST / HTTP/1.1\r\nHost: web.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+	<-begun // what is malformed at once is not forwarded at all
+	fmt.Fprint(c, "ZZ\r\n\r\n")
+	res := read(t, c, bufio.NewReader(c), "POST")
 	if err := <-whole; err == nil {
 		t.Error("the instance took a broken body for whole")
 	}

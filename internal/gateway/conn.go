@@ -47,10 +47,19 @@ type conn struct {
 	entry entry
 	// sent says that bytes of an answer went to the client.
 	sent bool
+	// fast says that the last read of a body filled the buffer.
+	fast bool
+	// lingers says that the client may still be sending when the answer ends.
+	lingers bool
+	// blank says that an empty line came before the request.
+	blank bool
 }
 
 func newConn(g *gateway, nc net.Conn, l *listener) *conn {
-	return &conn{g: g, nc: nc, listener: l.name, role: l.role(), client: remoteAddr(nc), in: buffer{b: make([]byte, clientRead)}}
+	return &conn{
+		g: g, nc: nc, listener: l.name, role: l.role(), client: remoteAddr(nc),
+		in: buffer{b: make([]byte, clientRead), budget: g.room},
+	}
 }
 
 func remoteAddr(nc net.Conn) netip.Addr {
@@ -73,8 +82,12 @@ func (c *conn) serve() {
 	defer func() {
 		c.g.hangups.remove(c.hangup)
 		_ = c.nc.Close()
+		c.in.free()
 	}()
 	for c.next() {
+	}
+	if c.lingers { // once it is logged
+		c.linger()
 	}
 }
 
@@ -89,11 +102,11 @@ func (c *conn) next() bool {
 		c.g.serveHTTP2(&prefixConn{Conn: c.nc, prefix: c.in.bytes()[len(preface):]}, c.listener, c.role, true)
 		return false
 	}
-	piece := c.g.pieces.get()
-	c.out = (*piece)[:0]
+	out := c.g.pieces.getHead()
+	c.out = (*out)[:0]
 	again := c.handle(head)
-	*piece = c.out
-	c.g.pieces.put(piece)
+	*out = c.out
+	c.g.pieces.putHead(out)
 	c.out = nil
 	c.in.release(clientRead)
 	return again && !c.g.ending()
@@ -118,10 +131,15 @@ func (c *conn) readHead() ([]byte, error) {
 	if c.g.ending() {
 		return nil, errEnding
 	}
+	c.blank = false
+	if len(c.in.bytes()) > 0 { // it came with the request before
+		c.idle.Store(false)
+		c.arm(c.g.limits.HeadTime)
+	}
 	for scanned := 0; ; {
 		end, err := c.headEnd(&scanned)
 		if err != nil {
-			c.refuseHead(err)
+			c.refuseHead(nil, err)
 			return nil, err
 		}
 		if end > 0 {
@@ -144,6 +162,14 @@ func (c *conn) headEnd(scanned *int) (end int, err error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
+	if bytes.HasPrefix(b, []byte("\r\n")) && !c.blank { // RFC 9112, section 2.2: one is ignored
+		c.blank = true
+		c.in.skip(2)
+		return c.headEnd(scanned)
+	}
+	if len(b) == 1 && b[0] == '\r' {
+		return 0, nil
+	}
 	end, *scanned, err = http1.HeadEnd(b, *scanned)
 	if err == nil && end == 0 && len(b) >= c.g.limits.Head.Head {
 		err = &http1.Error{Status: 431, Reason: "the head is too large"}
@@ -155,8 +181,11 @@ func (c *conn) headEnd(scanned *int) (end int, err error) {
 func (c *conn) receiveHead() error {
 	first := len(c.in.bytes()) == 0
 	if err := c.in.fill(c.nc, c.g.limits.Head.Head); err != nil {
-		if !first && c.timedOut() {
-			c.refuseHead(&http1.Error{Status: 408, Reason: "the request's head took too long"})
+		switch {
+		case errors.Is(err, errNoRoom):
+			c.refuseHead(nil, &http1.Error{Status: 503, Reason: err.Error()})
+		case !first && c.timedOut():
+			c.refuseHead(nil, &http1.Error{Status: 408, Reason: "the request's head took too long"})
 		}
 		return err
 	}
@@ -181,11 +210,14 @@ func (c *conn) readPreface() error {
 	return nil
 }
 
-// refuseHead answers what could not be understood, and is not kept.
-func (c *conn) refuseHead(err error) {
+// refuseHead answers what could not be understood, and is not kept. req is as
+// far as it was parsed, nil for not at all.
+func (c *conn) refuseHead(req *http1.Request, err error) {
 	e := &http1.Error{Status: 400, Reason: err.Error()}
 	errors.As(err, &e)
-	c.begin(nil)
+	if c.begin(req); req != nil {
+		c.entry.path, c.entry.query = req.Target, nil
+	}
 	c.refuse(refusal{status: e.Status, text: "Bad request: " + e.Reason + ".", close: true})
 	c.finish()
 }
@@ -194,7 +226,7 @@ func (c *conn) refuseHead(err error) {
 func (c *conn) handle(head []byte) bool {
 	err := c.req.Parse(head, c.g.limits.Head)
 	if err != nil {
-		c.refuseHead(err)
+		c.refuseHead(&c.req, err)
 		return false
 	}
 	c.in.r += len(head)
@@ -202,6 +234,9 @@ func (c *conn) handle(head []byte) bool {
 	c.body.Reset(c.req.Length)
 	c.begin(&c.req)
 	defer c.finish()
+	if err := c.checkBody(); err != nil {
+		return c.refuseBody(err)
+	}
 	if c.role == roleHTTP && c.g.tls.challenged(c) {
 		return c.keeps()
 	}
@@ -221,7 +256,8 @@ func (c *conn) handle(head []byte) bool {
 
 // keeps says whether the client's connection can serve another request: its
 // body was read, and it did not ask to close.
-func (c *conn) keeps() bool { return !c.req.Close && c.body.Done() && !c.gone.Load() }
+// A client that closed its side may have sent others before.
+func (c *conn) keeps() bool { return !c.req.Close && c.body.Done() }
 
 // begin starts the record of a request; req is nil for one that could not be
 // parsed.

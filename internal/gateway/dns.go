@@ -42,14 +42,16 @@ func newResolver(g *gateway) *resolver { return &resolver{g: g, rates: map[netip
 // serveUDP answers packets until the socket is closed.
 func (r *resolver) serveUDP(l *listener, udp net.PacketConn) {
 	b := make([]byte, 4096)
-	for {
+	for well := true; ; {
 		n, from, err := udp.ReadFrom(b)
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) || !r.g.pause(l.name, err) {
+			if errors.Is(err, net.ErrClosed) || !r.g.pause(l.name, err, well) {
 				return
 			}
+			well = false
 			continue
 		}
+		well = true
 		a, ok := from.(*net.UDPAddr)
 		if !ok {
 			continue

@@ -1,10 +1,13 @@
 package gateway
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"strconv"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -97,12 +100,16 @@ func (e *entry) appendJSON(dst, at []byte, took time.Duration) []byte {
 	if len(e.referer) > 0 {
 		dst = appendMember(dst, "referer", e.referer)
 	}
-	dst = appendText(dst, "note", e.note)
+	if e.note != "" {
+		dst = appendMember(dst, "note", []byte(e.note))
+	}
 	return append(dst, '}', '\n')
 }
 
 func (e *entry) protocol() string {
 	switch {
+	case e.method == nil: // it could not be understood
+		return ""
 	case e.tcp:
 		return "TCP"
 	case e.h2:
@@ -121,6 +128,7 @@ func appendMember(dst []byte, name string, value []byte) []byte {
 	return append(dst, '"')
 }
 
+// appendText is for names of ours, which are ASCII.
 func appendText(dst []byte, name, value string) []byte {
 	if value == "" {
 		return dst
@@ -148,14 +156,26 @@ func appendEscaped(dst, value []byte) []byte {
 			continue
 		}
 		r, n := utf8.DecodeRune(value[i:])
-		if r == utf8.RuneError && n == 1 {
+		switch {
+		case r == utf8.RuneError && n == 1:
 			dst = append(dst, `\ufffd`...)
-		} else {
+		case unicode.IsPrint(r):
 			dst = append(dst, value[i:i+n]...)
+		default: // a terminal might obey it
+			dst = utf16Escape(dst, r)
 		}
 		i += n
 	}
 	return dst
+}
+
+// utf16Escape appends a character as JSON escapes it.
+func utf16Escape(dst []byte, r rune) []byte {
+	if r > 0xffff {
+		a, b := utf16.EncodeRune(r)
+		return fmt.Appendf(dst, `\u%04x\u%04x`, a, b)
+	}
+	return fmt.Appendf(dst, `\u%04x`, r)
 }
 
 func appendByte(dst []byte, c byte) []byte {

@@ -24,10 +24,17 @@ var (
 // forward carries a request to an instance over HTTP/1.1 and its answer back.
 // It says whether the client's connection can go on.
 func (c *conn) forward(t *target) bool {
+	if c.upgradable() {
+		if !c.g.ports.enter(c.client, pipes, c.g.limits.Connections) {
+			return c.refuse(*refuseFull())
+		}
+		defer c.g.ports.leave(c.client, pipes)
+	}
 	stream := c.req.Length < 0 || c.req.Length > maxBuffered ||
 		c.req.Expect && int64(len(c.in.bytes())) < c.req.Length
 	if !stream && c.req.Length > 0 {
-		if err := c.readBody(); err != nil {
+		err := c.readBody()
+		if stream = errors.Is(err, errNoRoom); err != nil && !stream {
 			return c.refuseBody(err)
 		}
 	}
@@ -43,6 +50,19 @@ func (c *conn) forward(t *target) bool {
 		return c.refuse(*no)
 	}
 	return x.end()
+}
+
+// checkBody looks at what has come of a chunked body: one that is malformed
+// already is not forwarded at all.
+func (c *conn) checkBody() error {
+	trial := c.body
+	for b := c.in.bytes(); ; {
+		data, used, err := trial.Next(b)
+		if err != nil || len(data) == 0 {
+			return err
+		}
+		b = b[used:]
+	}
 }
 
 // readBody reads a body of known length into c.in.
@@ -66,6 +86,10 @@ func (c *conn) bodyRefusal(err error) *refusal {
 		return &refusal{status: 400, text: "Bad request: " + malformed.Reason + ".", close: true}
 	case c.timedOut() && !c.gone.Load():
 		return &refusal{status: 408, text: "The request's body took too long.", close: true}
+	case errors.Is(err, errNoRoom):
+		no := refuseFull()
+		no.close = true
+		return no
 	}
 	return &refusal{status: 499}
 }
@@ -157,6 +181,7 @@ type exchange struct {
 	up       *upstream
 	upload   *upload // of a stream
 	repeated bool    // a repeatable request was sent to a second instance
+	interims int
 }
 
 // begin sends the request until an instance has begun to answer; the head of
@@ -173,6 +198,9 @@ func (x *exchange) begin() *refusal {
 			}
 		}
 		err := x.connect(safe, fresh)
+		if isOurs(err) {
+			return x.full(err)
+		}
 		if err != nil {
 			avoid, fresh = x.m, false
 			x.refused(err)
@@ -190,10 +218,20 @@ func (x *exchange) begin() *refusal {
 			x.refused(err)
 		}
 	}
+	c.entry.tries = maxTries
 	if x.m != nil {
 		x.m.instance.finish()
 	}
 	return refuseDown()
+}
+
+// full lets the instance go, which has no part in that it was not asked.
+func (x *exchange) full(err error) *refusal {
+	x.c.entry.note = err.Error()
+	x.m.instance.finish()
+	x.m = nil
+	x.target.missed()
+	return refuseFull()
 }
 
 // choose finds an instance, by the newest table when the one that the request
@@ -286,7 +324,10 @@ func (x *exchange) attempt() error {
 		c.arm(c.g.limits.Body)
 	}
 	if x.stream {
-		if _, err := up.Write(c.out); err != nil {
+		if n, err := up.Write(c.out); err != nil {
+			if n == 0 {
+				err = errors.Join(errUnsent, err)
+			}
 			return err
 		}
 		x.upload = c.startUpload(up)
@@ -322,10 +363,18 @@ func (x *exchange) readHead() error {
 	return nil
 }
 
+// maxInterims is how many answers of 1xx may come before the answer.
+const maxInterims = 100
+
+func errInterims() error { return errors.Join(errMalformed, errors.New("too many interim answers")) }
+
 // interim passes 100 on to a client that waits for it and 103 to any; others
 // are dropped, nothing is known that needs them.
 func (x *exchange) interim() error {
 	c := x.c
+	if x.interims++; x.interims > maxInterims {
+		return errInterims()
+	}
 	want := c.resp.Status == 100 && c.req.Expect || c.resp.Status == 103
 	if !want || c.req.Minor == 0 {
 		return nil
@@ -381,8 +430,11 @@ func (x *exchange) end() bool {
 	if clean && x.keeps() {
 		return true
 	}
-	if err == nil && !c.body.Done() {
-		c.linger()
+	switch {
+	case err == nil && !c.body.Done():
+		c.lingers = true
+	case err != nil && c.resp.Length < 0 && c.req.Minor == 0:
+		c.abort() // only the end tells this client that an answer is whole
 	}
 	return false
 }

@@ -47,7 +47,8 @@ type Limits struct {
 	Stream   time.Duration // without progress of an answer's body
 	Write    time.Duration // to take an answer of the gateway's own
 	// Connections is how many clients are served at once; half of them at
-	// most from one address.
+	// most from one address. A request over HTTP/2 counts as one client more,
+	// a tunnel as two: each has descriptors of its own.
 	Connections int
 	// Stop is how long requests in flight may go on when the gateway ends.
 	Stop time.Duration
@@ -82,6 +83,7 @@ type gateway struct {
 	registry *registry
 	hangups  *hangups
 	pieces   pieces
+	room     *budget // for what clients send
 	conns    conns
 	failures failures
 	ports    listeners
@@ -174,7 +176,7 @@ func newGateway(soft, hard context.Context, o Options) (*gateway, error) {
 	start := time.Now()
 	g := &gateway{
 		dir: o.Dir, slog: o.Log, limits: o.Limits, start: start,
-		registry: newRegistry(), soft: soft, hard: hard,
+		registry: newRegistry(), soft: soft, hard: hard, room: newBudget(maxRoom),
 		log: newAccessLog(o.Dir, start, o.Log),
 	}
 	var err error

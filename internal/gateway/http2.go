@@ -21,6 +21,8 @@ const (
 	pingAfter    = 30 * time.Second
 	pingTimeout  = 10 * time.Second
 	streamBuffer = 256 << 10
+	// refusalTime is what a client has to take a refusal.
+	refusalTime = 10 * time.Second
 )
 
 // http2State serves HTTP/2 to clients. golang.org/x/net bounds what is queued
@@ -108,6 +110,12 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 		e.id = appendID(nil)
 	}
 	defer func() { s.g.log.add(e, s.g.now()) }()
+	if !s.g.ports.enter(s.client, 1, s.g.limits.Connections) {
+		e.path = []byte(r.RequestURI)
+		refuseFull().write(w, e)
+		return
+	}
+	defer s.g.ports.leave(s.client, 1)
 	t, no := s.route(r, e)
 	if no != nil {
 		no.write(w, e)
@@ -158,10 +166,11 @@ func (s *session) route(r *http.Request, e *entry) (*target, *refusal) {
 
 // write answers through net/http's types.
 func (r refusal) write(w http.ResponseWriter, e *entry) {
-	e.status = r.status
+	r.record(e)
 	if r.status == 499 {
 		panic(http.ErrAbortHandler)
 	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(refusalTime)) // over HTTP/1 the connection's guard does it
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
@@ -173,8 +182,12 @@ func (r refusal) write(w http.ResponseWriter, e *entry) {
 	if r.location != "" {
 		h.Set("Location", r.location)
 	}
+	if r.status == http.StatusMethodNotAllowed {
+		h.Set("Allow", allowed)
+	}
 	w.WriteHeader(r.status)
 	if string(e.method) != http.MethodHead {
-		_, _ = w.Write([]byte(r.body(e.id))) // the client left: nobody is there to tell
+		n, _ := w.Write([]byte(r.body(e.id))) // the client left: nobody is there to tell
+		e.out = int64(n)
 	}
 }

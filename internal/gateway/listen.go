@@ -156,25 +156,29 @@ func (g *gateway) open(name string, f *os.File) (*listener, error) {
 
 // accept serves connections until the listener is closed.
 func (l *listener) accept(tcp net.Listener) {
-	for {
+	for well := true; ; {
 		nc, err := tcp.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // no file descriptors, or a client that is gone already
-			if !l.g.pause(l.name, err) {
+			if !l.g.pause(l.name, err, well) {
 				return
 			}
+			well = false
 			continue
 		}
+		well = true
 		l.admit(nc)
 	}
 }
 
 // pause waits a little after an error of a listener, so as not to spin, and
-// says whether to go on.
-func (g *gateway) pause(listener string, err error) bool {
-	g.slog.Warn("a listener had an error", "listener", listener, "error", err)
+// says whether to go on. Of errors in a row the first is told.
+func (g *gateway) pause(listener string, err error, tell bool) bool {
+	if tell {
+		g.slog.Warn("a listener had an error", "listener", listener, "error", err)
+	}
 	t := time.NewTimer(10 * time.Millisecond)
 	defer t.Stop()
 	select {
@@ -189,41 +193,42 @@ func (g *gateway) pause(listener string, err error) bool {
 func (l *listener) admit(nc net.Conn) {
 	p := &l.g.ports
 	client := remoteAddr(nc)
-	if !p.enter(client, l.g.limits.Connections) {
+	if !p.enter(client, 1, l.g.limits.Connections) {
 		if l.role() == roleHTTP {
-			busy := refusal{status: 503, text: "Too many connections.", retry: true}
 			_ = nc.SetWriteDeadline(time.Now().Add(time.Second))
-			_, _ = nc.Write(busy.appendTo(nil, appendID(nil), l.g.date(), false, false, false))
+			_, _ = nc.Write(refuseFull().appendTo(nil, appendID(nil), l.g.date(), false, false, false))
 		}
 		_ = nc.Close()
 		return
 	}
+	boundClient(nc)
 	p.serving.Go(func() {
-		defer p.leave(client)
+		defer p.leave(client, 1)
 		l.serve(nc)
 	})
 }
 
-// enter counts a client in.
-func (p *listeners) enter(client netip.Addr, limit int) bool {
+// enter counts a client in as n of Limits.Connections, unless there are too
+// many; leave counts it out.
+func (p *listeners) enter(client netip.Addr, n, limit int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.total >= limit || p.clients[client] >= max(limit/2, 1) {
+	if p.total+n > limit || p.clients[client]+n > max(limit/2, 1) {
 		return false
 	}
 	if p.clients == nil {
 		p.clients = map[netip.Addr]int{}
 	}
-	p.total++
-	p.clients[client]++
+	p.total += n
+	p.clients[client] += n
 	return true
 }
 
-func (p *listeners) leave(client netip.Addr) {
+func (p *listeners) leave(client netip.Addr, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.total--
-	if p.clients[client]--; p.clients[client] <= 0 {
+	p.total -= n
+	if p.clients[client] -= n; p.clients[client] <= 0 {
 		delete(p.clients, client)
 	}
 }

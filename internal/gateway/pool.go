@@ -11,7 +11,7 @@ import (
 
 const (
 	connectTimeout = time.Second
-	maxIdle        = 256 // connections kept per instance and port
+	maxIdle        = 1024 // connections kept per instance and port
 	idleUpstream   = time.Minute
 	// freshFor is how long an idle connection is trusted with a request that
 	// must not be sent twice; many servers close after five seconds.
@@ -56,8 +56,7 @@ func (p *pool) get(ctx context.Context, repeatable, fresh bool) (*upstream, erro
 			return u, nil
 		}
 	}
-	d := net.Dialer{Timeout: connectTimeout}
-	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, p.address)
+	c, err := connectTo(ctx, p.address, connectTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -99,8 +98,7 @@ func (p *pool) put(u *upstream) {
 	p.mu.Lock()
 	keep := !p.instance.leaving.Load() && len(p.idle) < maxIdle && !u.dead.Load() && u.in.r == u.in.w
 	if keep {
-		u.in.floor = 0
-		u.in.skip(0)
+		u.in.release(upstreamRead)
 		p.idle = append(p.idle, u)
 	}
 	p.mu.Unlock()

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"crypto/tls"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -18,10 +20,20 @@ type refusal struct {
 	location string
 }
 
+// allowed are the common methods, of those that an instance may get: RFC 9110,
+// section 15.5.6, wants some named.
+const allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
 // The refusals that need no words of their own.
 
 func refuseBusy() *refusal {
 	return &refusal{status: 503, text: "No instance of this service is ready. Try again in a moment.", retry: true}
+}
+
+// refuseFull is for want of connections or descriptors, which is nobody's
+// fault but the load's.
+func refuseFull() *refusal {
+	return &refusal{status: 503, text: "Too many connections. Try again in a moment.", retry: true}
 }
 
 func refuseDown() *refusal {
@@ -39,7 +51,7 @@ func refuseOdd() *refusal {
 // refuse answers, and says whether the connection can go on.
 func (c *conn) refuse(r refusal) bool {
 	keep := !r.close && c.entry.method != nil && c.keeps()
-	c.entry.status = r.status
+	r.record(&c.entry)
 	if c.sent || r.status == 499 { // the answer has begun, or nobody is there to read it
 		return false
 	}
@@ -48,10 +60,20 @@ func (c *conn) refuse(r refusal) bool {
 	if err := c.flush(); err != nil {
 		return false
 	}
-	if !keep {
-		c.linger()
+	c.entry.out = int64(len(r.body(c.entry.id)))
+	if string(c.entry.method) == "HEAD" {
+		c.entry.out = 0
 	}
+	c.lingers = !keep
 	return keep
+}
+
+// record notes the refusal in the access log.
+func (r refusal) record(e *entry) {
+	e.status = r.status
+	if e.note == "" {
+		e.note = r.text
+	}
 }
 
 func (r refusal) appendTo(dst, id []byte, date string, keep, head, old bool) []byte {
@@ -66,6 +88,9 @@ func (r refusal) appendTo(dst, id []byte, date string, keep, head, old bool) []b
 	}
 	if r.retry {
 		dst = http1.AppendText(dst, "Retry-After", "1")
+	}
+	if r.status == http.StatusMethodNotAllowed {
+		dst = http1.AppendText(dst, "Allow", allowed)
 	}
 	dst = append(dst, "X-Request-Id: "...)
 	dst = append(dst, id...)
@@ -102,6 +127,18 @@ func (c *conn) flush() error {
 	return err
 }
 
+// abort ends the connection so that nobody takes what was sent for whole.
+func (c *conn) abort() {
+	socket := c.nc
+	if t, ok := socket.(*tls.Conn); ok {
+		socket = t.NetConn()
+	}
+	if t, ok := socket.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = socket.Close()
+}
+
 // linger reads for a moment what the client still sends after a refusal: a
 // socket closed with unread bytes resets the connection, and the client might
 // never see the answer.
@@ -112,7 +149,9 @@ func (c *conn) linger() {
 		return
 	}
 	c.arm(wait)
-	b := c.out[:cap(c.out)]
+	piece := c.g.pieces.get()
+	defer c.g.pieces.put(piece)
+	b := (*piece)[:cap(*piece)]
 	for n := 0; n < most; {
 		got, err := c.nc.Read(b)
 		if err != nil {

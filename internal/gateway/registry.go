@@ -161,7 +161,7 @@ func (r *registry) measure() []kiln.Measurement {
 		m := kiln.Measurement{Fleet: i.fleet.id, Instance: i.id}
 		i.stats.addTo(&m)
 		if sum := sums[i.fleet]; sum != nil {
-			i.stats.addTo(sum)
+			addUp(sum, &m)
 		}
 		out = append(out, m)
 	}

@@ -56,10 +56,19 @@ func (u *upstream) receiveHead(limit int) error {
 // the bytes of its body.
 func (x *exchange) relay() (int64, error) {
 	c, up := x.c, x.up
+	head, piece := c.out, c.g.pieces.get()
+	c.out = (*piece)[:0]
+	defer func() {
+		*piece, c.out = c.out, head[:0]
+		c.g.pieces.put(piece)
+	}()
 	length := c.resp.Length
 	chunked := length < 0 && c.req.Minor == 1
-	if x.upload != nil && !x.upload.read.Load() {
-		c.req.Close = true // the rest of the body will not be read
+	if x.upload != nil {
+		x.upload.answered.Store(true)
+		if !x.upload.read.Load() {
+			c.req.Close = true // the rest of the body will not be read
+		}
 	}
 	c.appendResponse(chunked)
 	c.reply.Reset(length)

@@ -22,6 +22,7 @@ type responder struct {
 	begun   bool
 	chunked bool
 	none    bool // the answer has no body
+	open    bool // the end of the answer is the connection's
 	err     error
 }
 
@@ -64,7 +65,7 @@ func (r *responder) WriteHeader(status int) {
 		r.chunked = true
 		out = http1.AppendLength(out, http1.Chunked)
 	default:
-		c.req.Close = true
+		r.open, c.req.Close = true, true
 	}
 	switch {
 	case !r.keeps():
@@ -79,7 +80,7 @@ func (r *responder) WriteHeader(status int) {
 // keeps says whether the client's connection can go on, as far as is known
 // when the answer begins: the body may still be read.
 func (r *responder) keeps() bool {
-	return !r.c.req.Close && !r.c.gone.Load() && (r.body == nil || r.body.whole.Load())
+	return !r.c.req.Close && (r.body == nil || r.body.whole.Load())
 }
 
 // Write implements http.ResponseWriter.
@@ -106,8 +107,9 @@ func (r *responder) Flush() { _ = r.FlushError() }
 // FlushError sends what was written.
 func (r *responder) FlushError() error {
 	if r.err == nil {
-		r.c.arm(r.c.g.limits.Stream)
+		r.c.arm(r.c.g.limits.Write)
 		r.err = r.c.flush()
+		r.c.arm(r.c.g.limits.Stream)
 	}
 	return r.err
 }
@@ -199,7 +201,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 			}
 		}
 		c.arm(c.g.limits.Body)
-		if err := c.in.fill(c.nc, max(len(c.in.b), c.in.floor+pieceSize)); err != nil {
+		if err := c.receiveBody(); err != nil {
 			return 0, noEOF(err)
 		}
 		c.arm(0) // what follows is the instance's time
@@ -232,6 +234,12 @@ func (c *conn) request(ctx context.Context) *http.Request {
 func (c *conn) viaHandler(t *target) (again bool) {
 	ctx, cancel := context.WithCancel(c.g.hard)
 	defer cancel()
+	head, piece := c.out, c.g.pieces.get()
+	c.out = (*piece)[:0]
+	defer func() {
+		*piece, c.out = c.out, head[:0]
+		c.g.pieces.put(piece)
+	}()
 	c.cancel.Store(&cancel)
 	defer c.cancel.Store(nil)
 	c.arm(0)
@@ -247,7 +255,9 @@ func (c *conn) viaHandler(t *target) (again bool) {
 				panic(v)
 			}
 			_ = c.flush()
-			again = false
+			if again = false; w.open {
+				c.abort()
+			}
 		}
 	}()
 	call := &call{g: c.g, target: t, find: c.find, entry: &c.entry, private: c.role == rolePrivate, secure: c.role == roleHTTPS}
@@ -255,5 +265,7 @@ func (c *conn) viaHandler(t *target) (again bool) {
 	if w.body != nil {
 		w.body.end()
 	}
-	return w.end() == nil && c.keeps()
+	err := w.end()
+	c.lingers = err == nil && !c.body.Done()
+	return err == nil && c.keeps()
 }

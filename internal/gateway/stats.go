@@ -50,6 +50,21 @@ func bucket(d time.Duration) int {
 	return lo
 }
 
+// addUp adds the counts of m to sum.
+func addUp(sum, m *kiln.Measurement) {
+	sum.Requests += m.Requests
+	sum.Failures += m.Failures
+	sum.InFlight += m.InFlight
+	sum.BytesIn += m.BytesIn
+	sum.BytesOut += m.BytesOut
+	for i := range m.Status {
+		sum.Status[i] += m.Status[i]
+	}
+	for i := range m.Latency {
+		sum.Latency[i] += m.Latency[i]
+	}
+}
+
 // addTo adds what was counted to m.
 func (s *stats) addTo(m *kiln.Measurement) {
 	m.Requests += s.requests.Load()

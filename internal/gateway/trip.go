@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,8 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/netip"
 	"net/textproto"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,8 +37,7 @@ func (h *h2cPool) roundTrip(p *pool, r *http.Request) (*http.Response, error) {
 			PingTimeout:        pingTimeout,
 			IdleConnTimeout:    idleUpstream,
 			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-				d := net.Dialer{Timeout: connectTimeout}
-				c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, p.address)
+				c, err := connectTo(ctx, p.address, connectTimeout)
 				if err != nil {
 					return nil, errors.Join(errConnect, err)
 				}
@@ -76,7 +74,16 @@ func (p *pool) roundTrip(r *http.Request) (*http.Response, error) {
 			return res, nil
 		}
 		t.stop()
-		if !up.reused || !safe || up.in.w > 0 || r.Context().Err() != nil {
+		unsent := errors.Is(err, errUnsent)
+		switch {
+		case r.Context().Err() != nil || up.in.w > 0:
+			return nil, err
+		case up.reused && (safe || unsent):
+		case up.reused:
+			return nil, errors.Join(errStale, err)
+		case unsent:
+			return nil, errors.Join(errConnect, err)
+		default:
 			return nil, err
 		}
 	}
@@ -97,9 +104,10 @@ type trip struct {
 
 func (t *trip) begin() (*http.Response, error) {
 	t.unhook = context.AfterFunc(t.r.Context(), func() { _ = t.up.SetDeadline(time.Unix(1, 0)) })
-	w := bufio.NewWriterSize(t.up, 4096)
-	writeHead(w, t.r)
-	if err := w.Flush(); err != nil {
+	if n, err := t.up.Write(appendHead(nil, t.r)); err != nil {
+		if n == 0 {
+			err = errors.Join(errUnsent, err)
+		}
 		return nil, err
 	}
 	if t.r.Body != nil {
@@ -117,7 +125,9 @@ func (t *trip) begin() (*http.Response, error) {
 			return t.response(), nil
 		default:
 			if trace := httptrace.ContextClientTrace(t.r.Context()); trace != nil {
-				_ = trace.Got1xxResponse(s, textproto.MIMEHeader(headerOf(t.head.Fields)))
+				if err := trace.Got1xxResponse(s, textproto.MIMEHeader(headerOf(t.head.Fields))); err != nil {
+					return nil, err
+				}
 			}
 		}
 	}
@@ -228,18 +238,18 @@ func (t *trip) Close() error {
 	return nil
 }
 
-// stop closes the connection and waits for the body's sender, which may be
-// waiting for its client: it ends with the request.
+// stop closes the connection. The body's sender, which may be waiting for its
+// client, ends with the request.
 func (t *trip) stop() {
 	t.unhook()
 	t.up.close()
 }
 
-// writeHead writes a request's head. What is no field is left out.
-func writeHead(w *bufio.Writer, r *http.Request) {
-	out := append(w.AvailableBuffer(), r.Method...)
+// appendHead appends a request's head. What is no field is left out.
+func appendHead(out []byte, r *http.Request) []byte {
+	out = append(out, r.Method...)
 	out = append(out, ' ')
-	out = append(out, r.URL.RequestURI()...)
+	out = append(out, strings.TrimPrefix(r.URL.RequestURI(), r.URL.Scheme+"://"+r.Host)...)
 	out = append(out, " HTTP/1.1\r\nHost: "...)
 	out = append(out, r.Host...)
 	out = append(out, '\r', '\n')
@@ -254,8 +264,7 @@ func writeHead(w *bufio.Writer, r *http.Request) {
 	case r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch:
 		out = http1.AppendLength(out, 0)
 	}
-	out = append(out, '\r', '\n')
-	_, _ = w.Write(out) // Flush tells
+	return append(out, '\r', '\n')
 }
 
 // headerOf copies fields out of a buffer.

@@ -8,6 +8,10 @@ import (
 	"time"
 )
 
+// pipes is what a tunnel counts as, besides its client: the kernel moves its
+// bytes through two pipes, which have four descriptors.
+const pipes = 2
+
 // halfOpen is how long a client may go on sending to an instance that has
 // ended its side.
 const halfOpen = 30 * time.Second
@@ -81,6 +85,11 @@ func (g *gateway) serveTCP(nc net.Conn, find func() (*target, *refusal)) {
 		return
 	}
 	e.environment, e.route = t.environment, t.name
+	if !g.ports.enter(e.client, pipes, g.limits.Connections) {
+		e.note = refuseFull().text
+		return
+	}
+	defer g.ports.leave(e.client, pipes)
 	m, up := g.connect(t, find, &e)
 	if up == nil {
 		return
@@ -119,6 +128,11 @@ func (g *gateway) connect(t *target, find func() (*target, *refusal), e *entry) 
 			return m, up
 		}
 		e.note = err.Error()
+		if isOurs(err) {
+			m.instance.finish()
+			t.missed()
+			return nil, nil
+		}
 		g.suspect(m)
 		m.instance.stats.failed()
 		m.instance.finish()

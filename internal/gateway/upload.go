@@ -19,6 +19,16 @@ type upload struct {
 	err  error       // the client's fault
 	torn bool        // the instance did not take it all
 	read atomic.Bool // the body was read whole
+	// answered says that the answer has begun: from then on its limits count.
+	answered atomic.Bool
+}
+
+// arm sets the deadline, unless the answer has begun and has its own.
+func (u *upload) arm(c *conn, d time.Duration) {
+	c.arm(d)
+	if u.answered.Load() { // after arm: the other side stores first and arms then
+		c.arm(c.g.limits.Stream)
+	}
 }
 
 func (u *upload) over() bool {
@@ -83,7 +93,7 @@ func (c *conn) send(u *upload, up *upstream) error {
 			out = http1.AppendLastChunk(out, c.body.Trailer)
 		}
 		c.in.skip(used)
-		c.arm(c.g.limits.Body)
+		u.arm(c, c.g.limits.Body)
 		*piece = out
 		if _, err := up.Write(out); err != nil {
 			u.torn = true
@@ -91,16 +101,28 @@ func (c *conn) send(u *upload, up *upstream) error {
 		}
 		u.n += int64(len(data))
 		if c.body.Done() {
-			c.arm(c.g.limits.Answer)
+			u.arm(c, c.g.limits.Answer)
 			return nil
 		}
 		if len(data) > 0 {
 			continue
 		}
-		if err := c.in.fill(c.nc, max(len(c.in.b), c.in.floor+pieceSize)); err != nil {
+		if err := c.receiveBody(); err != nil {
 			return fmt.Errorf("read the request's body: %w", noEOF(err))
 		}
 	}
+}
+
+// receiveBody reads more of a body. A buffer that was filled at once grows: its
+// client is a fast one.
+func (c *conn) receiveBody() error {
+	limit := max(len(c.in.b), c.in.floor+pieceSize)
+	if c.fast {
+		_ = c.in.grow(limit) // without more room it is slower
+	}
+	err := c.in.fill(c.nc, limit)
+	c.fast = c.in.w == len(c.in.b)
+	return err
 }
 
 func noEOF(err error) error {

@@ -7,6 +7,8 @@ import "bytes"
 type Request struct {
 	framing
 	Method []byte
+	// Target is what the request line says, also when it is refused.
+	Target []byte
 	// Path is in normal form: it begins with a slash, or is "*" for OPTIONS.
 	// What it is matched by is what is forwarded.
 	Path  []byte
@@ -23,13 +25,13 @@ type Request struct {
 // Parse parses head, which HeadEnd found the end of.
 func (r *Request) Parse(head []byte, limits Limits) error {
 	r.reset()
-	r.Method, r.Path, r.Query, r.Host, r.Name, r.Expect = nil, nil, nil, nil, nil, false
+	r.Method, r.Target, r.Path, r.Query, r.Host, r.Name, r.Expect = nil, nil, nil, nil, nil, nil, false
 	r.scratch = r.scratch[:0]
 	first, rest := line(head)
 	if len(first) > limits.Line {
 		return &Error{Status: 414, Reason: "the request line is too long"}
 	}
-	target, err := r.parseLine(first)
+	err := r.parseLine(first)
 	if err != nil {
 		return err
 	}
@@ -42,27 +44,26 @@ func (r *Request) Parse(head []byte, limits Limits) error {
 	if err := r.ends(); err != nil {
 		return err
 	}
-	return r.parseTarget(target)
+	return r.parseTarget(r.Target)
 }
 
-func (r *Request) parseLine(first []byte) (target []byte, err error) {
+func (r *Request) parseLine(first []byte) (err error) {
 	i := 0
 	for i < len(first) && tokenTable[first[i]] {
 		i++
 	}
 	if i == 0 || i > 32 || i == len(first) || first[i] != ' ' {
-		return nil, bad("the request line does not begin with a method and a space")
+		return bad("the request line does not begin with a method and a space")
 	}
 	r.Method = first[:i]
 	rest := first[i+1:]
 	j := bytes.IndexByte(rest, ' ')
 	if j <= 0 {
-		return nil, bad("the request line has no target and version")
+		return bad("the request line has no target and version")
 	}
-	if r.Minor, err = parseVersion(rest[j+1:]); err != nil {
-		return nil, err
-	}
-	return rest[:j], nil
+	r.Target = rest[:j]
+	r.Minor, err = parseVersion(rest[j+1:])
+	return err
 }
 
 // ends checks the fields that only a request has.
