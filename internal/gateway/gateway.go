@@ -45,7 +45,7 @@ type Limits struct {
 	Body     time.Duration // without progress of a request's body
 	Answer   time.Duration // until an instance's answer begins
 	Stream   time.Duration // without progress of an answer's body
-	Write    time.Duration // to take an answer of the gateway's own
+	Write    time.Duration // without a client's taking of what there is of an answer
 	// Connections is how many clients are served at once; half of them at
 	// most from one address. A request over HTTP/2 counts as one client more,
 	// a tunnel as two: each has descriptors of its own.
@@ -66,7 +66,7 @@ func DefaultLimits() Limits {
 		Body:        30 * time.Second,
 		Answer:      60 * time.Second,
 		Stream:      15 * time.Minute,
-		Write:       30 * time.Second,
+		Write:       5 * time.Minute, // clients that keep to a rate pause for long after a burst
 		Connections: maxConnections(),
 		Stop:        10 * time.Second,
 		Abandoned:   time.Minute,

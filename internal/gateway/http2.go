@@ -19,7 +19,6 @@ import (
 const (
 	maxStreams   = 128
 	pingAfter    = 30 * time.Second
-	pingTimeout  = 10 * time.Second
 	streamBuffer = 256 << 10
 	// refusalTime is what a client has to take a refusal.
 	refusalTime = 10 * time.Second
@@ -45,8 +44,8 @@ func newHTTP2(g *gateway) *http2State {
 		MaxDecoderHeaderTableSize:    4096,
 		IdleTimeout:                  g.limits.Idle,
 		ReadIdleTimeout:              pingAfter,
-		PingTimeout:                  pingTimeout,
-		WriteByteTimeout:             g.limits.Body,
+		PingTimeout:                  g.limits.Write, // who takes no answers answers no pings
+		WriteByteTimeout:             g.limits.Write,
 		MaxUploadBufferPerStream:     streamBuffer,
 		MaxUploadBufferPerConnection: 4 * streamBuffer,
 	}

@@ -34,7 +34,7 @@ func (h *h2cPool) roundTrip(p *pool, r *http.Request) (*http.Response, error) {
 			DisableCompression: true,
 			MaxHeaderListSize:  uint32(p.g.limits.Head.Head),
 			ReadIdleTimeout:    pingAfter,
-			PingTimeout:        pingTimeout,
+			PingTimeout:        p.g.limits.Answer,
 			IdleConnTimeout:    idleUpstream,
 			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 				c, err := connectTo(ctx, p.address, connectTimeout)
