@@ -55,13 +55,7 @@ func (u *upstream) receiveHead(limit int) error {
 // relay carries the answer whose head is in c.resp to the client and returns
 // the bytes of its body.
 func (x *exchange) relay() (int64, error) {
-	c, up := x.c, x.up
-	head, piece := c.out, c.g.pieces.get()
-	c.out = (*piece)[:0]
-	defer func() {
-		*piece, c.out = c.out, head[:0]
-		c.g.pieces.put(piece)
-	}()
+	c := x.c
 	length := c.resp.Length
 	chunked := length < 0 && c.req.Minor == 1
 	if x.upload != nil {
@@ -73,14 +67,26 @@ func (x *exchange) relay() (int64, error) {
 	c.appendResponse(chunked)
 	c.reply.Reset(length)
 	var sent int64
-	for {
-		more, err := x.decode(chunked, &sent)
-		if err != nil {
-			return sent, c.broken(err)
-		}
-		if !more {
-			return sent, c.deliver()
-		}
+	more, err := x.decode(chunked, &sent)
+	switch {
+	case err != nil:
+		return sent, c.broken(err)
+	case more:
+		return x.relayRest(chunked, sent)
+	}
+	return sent, c.deliver()
+}
+
+// relayRest carries on an answer that did not come at once.
+func (x *exchange) relayRest(chunked bool, sent int64) (int64, error) {
+	c, up := x.c, x.up
+	head, piece := c.out, c.g.pieces.get()
+	c.out = append((*piece)[:0], head...)
+	defer func() {
+		*piece, c.out = c.out, head[:0]
+		c.g.pieces.put(piece)
+	}()
+	for more := true; more; {
 		c.arm(c.g.limits.Write)
 		if err := c.deliver(); err != nil {
 			return sent, err
@@ -91,12 +97,15 @@ func (x *exchange) relay() (int64, error) {
 			if sent += n; err != nil {
 				return sent, err
 			}
-			continue
-		}
-		if err := up.receive(4 * pieceSize); err != nil {
+		} else if err := up.receive(4 * pieceSize); err != nil {
 			return sent, x.cut(err, chunked)
 		}
+		var err error
+		if more, err = x.decode(chunked, &sent); err != nil {
+			return sent, c.broken(err)
+		}
 	}
+	return sent, c.deliver()
 }
 
 // cut ends an answer of which nothing more comes: it is whole when only the
