@@ -59,6 +59,14 @@ type Traffic struct {
 	Fleets     map[FleetID][]Endpoint `json:"fleets"` // only those that are ready
 	Callers    map[netip.Addr]Caller  `json:"callers"`
 	DNS        []Zone                 `json:"dns"`
+	// Certificates are what the hosts of routes with TLS from files show.
+	Certificates map[string]Certificate `json:"certificates,omitempty"`
+}
+
+// Certificate is a chain and its private key, both in PEM.
+type Certificate struct {
+	Chain string `json:"chain"`
+	Key   string `json:"key"`
 }
 
 // PrivateListener is a PrivateRoute on its virtual address.

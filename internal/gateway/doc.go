@@ -40,6 +40,11 @@
 // resolver answers an environment's names to its instances only, and never
 // asks another server.
 //
+// # Certificates
+//
+// Those from files come with the table, because the files are root's. Those of
+// the local authority and of ACME are made and kept here.
+//
 // The package starts no instances, opens no listening sockets, and trusts
 // nothing that a client or an instance says.
 package gateway

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"crypto/tls"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -40,7 +41,8 @@ type table struct {
 type host struct {
 	environment string
 	tls         kiln.TLS
-	routes      []pathRoute // longest path first
+	cert        *tls.Certificate // with TLS from files; nil when there is none
+	routes      []pathRoute      // longest path first
 }
 
 type pathRoute struct {
@@ -139,10 +141,28 @@ func (c *compiler) public(r kiln.PublicRoute) {
 	name := hostKey(r.Route.Host)
 	h := c.out.hosts[name]
 	if h == nil {
-		h = &host{environment: r.Environment, tls: r.Route.TLS}
+		h = &host{environment: r.Environment, tls: r.Route.TLS, cert: c.certificate(name, r.Route.TLS.Mode)}
 		c.out.hosts[name] = h
 	}
 	h.routes = append(h.routes, pathRoute{path: strings.TrimSuffix(r.Route.Path, "/"), target: to})
+}
+
+// certificate is what a host with TLS from files shows: the same as in the
+// table before when it did not change.
+func (c *compiler) certificate(name, mode string) *tls.Certificate {
+	pem, ok := c.out.source.Certificates[name]
+	if mode != "files" || !ok {
+		return nil
+	}
+	if old := c.g.table.Load(); old != nil && old.hosts[name] != nil && old.hosts[name].cert != nil && old.source.Certificates[name] == pem {
+		return old.hosts[name].cert
+	}
+	cert, err := tls.X509KeyPair([]byte(pem.Chain), []byte(pem.Key))
+	if err != nil {
+		c.g.slog.Error("a host's certificate is not used", "host", name, "error", err)
+		return nil
+	}
+	return &cert
 }
 
 func (c *compiler) private(p kiln.PrivateListener) {

@@ -7,26 +7,21 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
 const (
 	acmeProtocol  = "acme-tls/1"
 	acmeChallenge = "/.well-known/acme-challenge/"
-	// filesEvery is how often certificate files are looked at for changes.
-	filesEvery = 2 * time.Second
 )
 
 // tlsState finds a certificate for each host of the table.
 type tlsState struct {
 	g         *gateway
 	config    *tls.Config
-	files     fileCerts
 	authority *authority
 	acme      *acme
 }
@@ -57,7 +52,10 @@ func (s *tlsState) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 	}
 	switch h.tls.Mode {
 	case "files":
-		return s.files.get(h.tls.Cert, h.tls.Key, time.Now())
+		if h.cert == nil {
+			return nil, fmt.Errorf("the host %q has no certificate", name)
+		}
+		return h.cert, nil
 	case "local":
 		return s.authority.leaf(name, time.Now())
 	case "acme":
@@ -109,63 +107,6 @@ func (s *tlsState) challenged(c *conn) bool {
 	}
 	c.entry.status, c.entry.route = http.StatusOK, "acme"
 	return w.end() == nil
-}
-
-// fileCerts are certificates from files, read again when they change.
-type fileCerts struct {
-	mu    sync.Mutex
-	known map[[2]string]*fileCert
-}
-
-type fileCert struct {
-	cert    *tls.Certificate
-	looked  time.Time
-	changed [2]time.Time // modification times of certificate and key
-}
-
-// get returns the certificate in two PEM files. When changed files cannot be
-// used, the certificate read before stays.
-func (f *fileCerts) get(cert, key string, now time.Time) (*tls.Certificate, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	id := [2]string{cert, key}
-	known := f.known[id]
-	if known != nil && now.Sub(known.looked) < filesEvery {
-		return known.cert, nil
-	}
-	changed, err := modified(cert, key)
-	if known != nil {
-		known.looked = now
-		if err != nil || changed == known.changed {
-			return known.cert, nil
-		}
-	}
-	var pair tls.Certificate
-	if err == nil {
-		pair, err = tls.LoadX509KeyPair(cert, key)
-	}
-	switch {
-	case err != nil && known != nil:
-		return known.cert, nil
-	case err != nil:
-		return nil, fmt.Errorf("read the certificate %s: %w", cert, err)
-	}
-	if f.known == nil {
-		f.known = map[[2]string]*fileCert{}
-	}
-	f.known[id] = &fileCert{cert: &pair, looked: now, changed: changed}
-	return &pair, nil
-}
-
-func modified(cert, key string) (at [2]time.Time, err error) {
-	for i, name := range [2]string{cert, key} {
-		info, serr := os.Stat(name)
-		if serr != nil {
-			return at, serr
-		}
-		at[i] = info.ModTime()
-	}
-	return at, nil
 }
 
 // portOf is the port of "address:port", or 0.

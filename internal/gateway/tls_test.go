@@ -122,11 +122,10 @@ func TestLocalAuthoritySurvivesAndSignsLocalNamesOnly(t *testing.T) {
 	}
 }
 
-// writePair writes a certificate for a name as PEM files.
-func writePair(t *testing.T, dir, name string) (cert, key string) {
+// pairFor makes a certificate for a name.
+func pairFor(t *testing.T, name string) kiln.Certificate {
 	t.Helper()
-	a := newAuthority(t.TempDir())
-	leaf, err := a.leaf(name, time.Now())
+	leaf, err := newAuthority(t.TempDir()).leaf(name, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,53 +133,41 @@ func writePair(t *testing.T, dir, name string) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	if err := writeFile(cert, encodePEM("CERTIFICATE", leaf.Certificate[0]), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := writeFile(key, encodePEM("PRIVATE KEY", der), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return cert, key
-}
-
-func TestCertificateFilesAreReadAgainWhenTheyChange(t *testing.T) {
-	dir, now := t.TempDir(), time.Now()
-	cert, key := writePair(t, dir, "a.localhost")
-	var f fileCerts
-	first, err := f.get(cert, key, now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writePair(t, dir, "a.localhost")
-	if got, err := f.get(cert, key, now.Add(time.Second)); err != nil || got != first {
-		t.Errorf("looked too early: %v", err)
-	}
-	second, err := f.get(cert, key, now.Add(filesEvery))
-	if err != nil || second == first {
-		t.Errorf("the change was not seen: %v", err)
-	}
-	if err := os.WriteFile(cert, []byte("broken"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := f.get(cert, key, now.Add(2*filesEvery)); err != nil || got != second {
-		t.Errorf("a broken file took the certificate away: %v", err)
-	}
+	return kiln.Certificate{Chain: string(encodePEM("CERTIFICATE", leaf.Certificate[0])), Key: string(encodePEM("PRIVATE KEY", der))}
 }
 
 func TestCertificateFromFiles(t *testing.T) {
 	r, _, address := secure(t)
-	cert, key := writePair(t, t.TempDir(), "web.localhost")
-	r.table.Public[0].Route.TLS = kiln.TLS{Mode: "files", Cert: cert, Key: key}
-	r.set()
-	client := tlsClient(t, readRoots(t, cert), address, true)
-	res, err := client.Get("https://web.localhost/x")
-	if err != nil {
-		t.Fatal(err)
+	r.table.Public[0].Route.TLS = kiln.TLS{Mode: "files", Cert: "/cert", Key: "/key"}
+	get := func(pair kiln.Certificate) error {
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM([]byte(pair.Chain))
+		res, err := tlsClient(t, roots, address, true).Get("https://web.localhost/x")
+		if err != nil {
+			return err
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != 200 || res.ProtoMajor != 2 {
+			return fmt.Errorf("%s %s", res.Proto, res.Status)
+		}
+		return nil
 	}
-	_ = res.Body.Close()
-	if res.StatusCode != 200 || res.ProtoMajor != 2 {
-		t.Error(res.Proto, res.Status)
+	first, second := pairFor(t, "web.localhost"), pairFor(t, "web.localhost")
+	if r.set(); get(first) == nil {
+		t.Error("without a certificate: it answered")
+	}
+	for _, pair := range []kiln.Certificate{first, second} {
+		r.table.Certificates = map[string]kiln.Certificate{"web.localhost": pair}
+		for range 2 { // also when it did not change
+			r.set()
+			if err := get(pair); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	r.table.Certificates = map[string]kiln.Certificate{"web.localhost": {Chain: first.Chain, Key: second.Key}}
+	if r.set(); get(first) == nil {
+		t.Error("with another's key: it answered")
 	}
 }
 

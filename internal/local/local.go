@@ -128,6 +128,8 @@ type Engine struct {
 	pool    *pool
 	roots   roots
 
+	certificates certificates
+
 	applying     sync.Mutex // held while a desired set is recorded
 	recording    sync.Mutex // held while routes.json is written
 	publishing   sync.Mutex // held while the filter is replaced
@@ -170,6 +172,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		environments: map[string]*environment{}, instances: map[string]*instance{},
 		prepared: map[kiln.FleetID]*prepared{}, changes: newFanout(), begun: make(chan struct{}),
 	}
+	e.certificates.log = o.Log
 	e.traffic = newPublisher(o.Log.With("what", "traffic"), e.publishTraffic)
 	e.filter = newPublisher(o.Log.With("what", "filter"), e.publishFilter)
 	e.names = newResolver(e)
@@ -236,7 +239,7 @@ func (e *Engine) Serve(ctx context.Context) error {
 	e.life = life
 	close(e.begun)
 	for _, loop := range []func(context.Context){
-		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.boundLogs,
+		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.followCertificates, e.boundLogs,
 	} {
 		e.work.Go(func() { loop(life) })
 	}

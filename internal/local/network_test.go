@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/local"
 )
 
 // dial asks an instance to open a TCP connection and returns what it got.
@@ -204,6 +205,28 @@ func TestRefusedTableChangesNothing(t *testing.T) {
 	before := b.gateway.table.Generation
 	b.gateway.mu.Unlock()
 	b.gateway.wait(t, "the old table", func(tr kiln.Traffic) bool { return tr.Generation > before && len(tr.Private) == 0 })
+}
+
+func TestCertificatesGoWithTheTable(t *testing.T) {
+	b := newBed(t)
+	b.ready(web(1))
+	cert, key := local.WritePair(t, t.TempDir())
+	route := func(key string) error {
+		return b.Route(t.Context(), kiln.RouteTable{Public: []kiln.PublicRoute{{
+			Environment: "test", Protocol: kiln.ProtocolHTTP, Number: 8080,
+			Route: kiln.Route{Name: "web", Host: "web.test", TLS: kiln.TLS{Mode: "files", Cert: cert, Key: key}},
+		}}})
+	}
+	if err := route(cert); !errors.Is(err, kiln.ErrInvalid) {
+		t.Errorf("a certificate for a key: %v", err)
+	}
+	if err := route(key); err != nil {
+		t.Fatal(err)
+	}
+	b.gateway.wait(t, "the certificate", func(tr kiln.Traffic) bool {
+		pair := tr.Certificates["web.test"]
+		return strings.Contains(pair.Chain, "CERTIFICATE") && strings.Contains(pair.Key, "PRIVATE KEY")
+	})
 }
 
 // hostAddress is an address of this host that is not loopback.

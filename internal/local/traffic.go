@@ -25,6 +25,11 @@ func (e *Engine) Route(ctx context.Context, table kiln.RouteTable) error {
 	defer e.applying.Unlock()
 	e.mu.Lock()
 	old := e.table
+	e.mu.Unlock()
+	if err := e.certificates.check(table.Public, old.Public); err != nil {
+		return err
+	}
+	e.mu.Lock()
 	err := e.shareServices(table)
 	if err == nil {
 		e.table = table
@@ -141,6 +146,7 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 	if cleared {
 		return nil
 	}
+	t.Certificates = e.certificates.of(t.Public)
 	want := slices.AppendSeq([]string{}, slices.Values(t.Listeners())) // not nil: nil is nothing published yet
 	slices.Sort(want)
 	both := slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(want), e.listeners...))))
