@@ -139,7 +139,7 @@ func (b *Baker) Lookup(ctx context.Context, req kiln.BakeRequest) (map[string]ki
 		return nil, nil, err
 	}
 	defer release()
-	return newJob(b, req).lookup()
+	return newJob(b, req).lookup(ctx)
 }
 
 // Prune removes build cache until at most keepBytes remain, least recently

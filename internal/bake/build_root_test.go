@@ -234,6 +234,52 @@ func TestDeniedSources(t *testing.T) {
 	}
 }
 
+// TestADamagedBaseIsRemovedAndMadeAnew: BuildKit copies bases once, so it is
+// found with a cold cache only.
+func TestADamagedBaseIsRemovedAndMadeAnew(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	s := openShop(t, dir)
+	base := kiln.Image{Name: "base", Platform: platform, Dockerfile: &kiln.Dockerfile{Context: "base", File: "Dockerfile"}}
+	request := func(line string) kiln.BakeRequest {
+		return kiln.BakeRequest{Images: []kiln.Image{base, dockerfile(map[string]string{"base": "base"})}, Tree: s.tree(map[string]string{
+			"base/Dockerfile": "FROM scratch\nCOPY data /data\n", "base/data": strings.Repeat("data", 1000),
+			"web/Dockerfile": "FROM base\nCOPY --from=base /data /" + line + "\n",
+		})}
+	}
+	before := s.mustBake(request("one")).Images["base"]
+	if err := s.baker.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "bake", "buildkit")); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.store.Manifest(t.Context(), before.Manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := kiln.Digest(m.Layers[0].Digest)
+	blob := filepath.Join(s.store.Dir(), "blobs", "sha256", layer.Hex())
+	if err := os.Remove(blob); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(blob, make([]byte, m.Layers[0].Size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openShop(t, dir)
+	var known *kiln.Error
+	if _, err := s.bake(request("two")); !errors.As(err, &known) || !strings.Contains(known.Message, "a base is damaged") || known.Hint == "" {
+		t.Fatalf("baked on a damaged base: %v", err)
+	}
+	after := s.mustBake(request("two"))
+	if got := after.Images["base"]; got.Cached || got.Manifest != before.Manifest {
+		t.Errorf("the base: %+v, was %+v", got, before)
+	}
+	if err := s.store.Verify(t.Context(), layer); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	needRoot(t)
 	s := seeded(t)

@@ -1,6 +1,7 @@
 package bake
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,12 +36,12 @@ func (x index) lastPath(image string) string {
 
 // find returns the manifest that was baked from inputs and its size, when the
 // store still has all of it.
-func (x index) find(inputs kiln.Digest) (kiln.Digest, int64, bool) {
+func (x index) find(ctx context.Context, inputs kiln.Digest) (kiln.Digest, int64, bool) {
 	var r record
 	if err := readJSON(x.recordPath(inputs), &r); err != nil {
 		return "", 0, false
 	}
-	size, ok := x.whole(r.Manifest)
+	size, ok := x.whole(ctx, r.Manifest)
 	return r.Manifest, size, ok
 }
 
@@ -63,10 +64,16 @@ func (x index) last(image string) (inputs, bool) {
 }
 
 // whole says whether the store has a manifest and all that it names, and
-// returns the bytes of its layers.
-func (x index) whole(manifest kiln.Digest) (int64, bool) {
-	m, err := readManifest(x.store, manifest)
-	if err != nil || !x.store.Has(kiln.Digest(m.Config.Digest)) {
+// returns the bytes of its layers. A manifest or config that is damaged is
+// removed, so that it is made or pulled anew; layers are verified where they
+// are read.
+func (x index) whole(ctx context.Context, manifest kiln.Digest) (int64, bool) {
+	var m ocispec.Manifest
+	raw, ok := x.sound(ctx, manifest)
+	if !ok || json.Unmarshal(raw, &m) != nil {
+		return 0, false
+	}
+	if _, ok := x.sound(ctx, kiln.Digest(m.Config.Digest)); !ok {
 		return 0, false
 	}
 	var size int64
@@ -79,24 +86,44 @@ func (x index) whole(manifest kiln.Digest) (int64, bool) {
 	return size, true
 }
 
-// maxManifest bounds a manifest, in bytes.
-const maxManifest = 4 << 20
+// maxDocument bounds a manifest or config, in bytes.
+const maxDocument = 4 << 20
 
-func readManifest(store Store, d kiln.Digest) (ocispec.Manifest, error) {
-	var m ocispec.Manifest
-	f, err := store.Open(d)
+// sound reads a manifest or config.
+func (x index) sound(ctx context.Context, d kiln.Digest) ([]byte, bool) {
+	f, err := x.store.Open(d)
 	if err != nil {
-		return m, err
+		return nil, false
 	}
 	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxManifest))
-	if err != nil {
-		return m, fmt.Errorf("read manifest %s: %w", d, err)
+	raw, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	if err != nil || len(raw) > maxDocument {
+		return nil, false
 	}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return m, fmt.Errorf("read manifest %s: %w", d, err)
+	if kiln.DigestOf(raw) != d {
+		_ = x.store.Verify(ctx, d) // removes it; not sound either way
+		return nil, false
 	}
-	return m, nil
+	return raw, true
+}
+
+// damaged verifies all blobs of images, removes those that are damaged, and
+// returns what was said of them.
+func (x index) damaged(ctx context.Context, manifests []kiln.Digest) error {
+	var errs []error
+	for _, manifest := range manifests {
+		raw, ok := x.sound(ctx, manifest)
+		var m ocispec.Manifest
+		if !ok || json.Unmarshal(raw, &m) != nil {
+			continue
+		}
+		for _, l := range m.Layers {
+			if err := x.store.Verify(ctx, kiln.Digest(l.Digest)); errors.Is(err, kiln.ErrNotFound) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func readJSON(path string, v any) error {

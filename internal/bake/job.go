@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -136,7 +137,7 @@ func (j *job) dockerfile(ctx context.Context, image kiln.Image) (kiln.Baked, err
 	if err != nil {
 		return kiln.Baked{}, forImage(image, err)
 	}
-	if known, ok := j.known(image, in); ok {
+	if known, ok := j.known(ctx, image, in); ok {
 		return known, nil
 	}
 	for _, w := range r.warnings(image) {
@@ -146,7 +147,7 @@ func (j *job) dockerfile(ctx context.Context, image kiln.Image) (kiln.Baked, err
 	if err != nil {
 		return kiln.Baked{}, err
 	}
-	return j.record(image, in, manifest)
+	return j.record(ctx, image, in, manifest)
 }
 
 // bases resolves all that the Dockerfile is made from.
@@ -172,9 +173,9 @@ func (j *job) bases(ctx context.Context, image kiln.Image, r *recipe) (map[strin
 }
 
 // known returns an image that was baked from the same inputs.
-func (j *job) known(image kiln.Image, in inputs) (kiln.Baked, bool) {
+func (j *job) known(ctx context.Context, image kiln.Image, in inputs) (kiln.Baked, bool) {
 	key := in.digest()
-	manifest, size, ok := j.b.index.find(key)
+	manifest, size, ok := j.b.index.find(ctx, key)
 	if !ok {
 		return kiln.Baked{}, false
 	}
@@ -216,14 +217,27 @@ func (j *job) build(ctx context.Context, image kiln.Image, f *folder, in inputs)
 		Progress:  j.progress,
 	})
 	if err != nil {
-		return "", err
+		return "", j.blame(ctx, image, in, err)
 	}
 	return kiln.Digest(d.Digest), j.b.opts.Store.Sync()
 }
 
+// blame finds out whether a build failed because a base in the store is
+// damaged, which is no fault of the Dockerfile's.
+func (j *job) blame(ctx context.Context, image kiln.Image, in inputs, err error) error {
+	if !strings.Contains(err.Error(), "unexpected commit digest") {
+		return err
+	}
+	damage := j.b.index.damaged(ctx, slices.Collect(maps.Values(in.Bases)))
+	if damage == nil {
+		return err
+	}
+	return kiln.Errorf(kiln.CodeFailed, "Bake again: what was removed is made or pulled anew.", "image %q: a base is damaged: %w", image.Name, damage)
+}
+
 // record remembers a fresh bake and describes it.
-func (j *job) record(image kiln.Image, in inputs, manifest kiln.Digest) (kiln.Baked, error) {
-	size, ok := j.b.index.whole(manifest)
+func (j *job) record(ctx context.Context, image kiln.Image, in inputs, manifest kiln.Digest) (kiln.Baked, error) {
+	size, ok := j.b.index.whole(ctx, manifest)
 	if !ok {
 		return kiln.Baked{}, fmt.Errorf("bake image %q: the store lacks a part of %s", image.Name, manifest)
 	}
@@ -255,7 +269,7 @@ func forImage(image kiln.Image, err error) error {
 }
 
 // lookup is Bake without baking.
-func (j *job) lookup() (map[string]kiln.Baked, map[string]string, error) {
+func (j *job) lookup(ctx context.Context) (map[string]kiln.Baked, map[string]string, error) {
 	reasons := map[string]string{}
 	var visitErr error
 	var look func(name string)
@@ -268,7 +282,7 @@ func (j *job) lookup() (map[string]kiln.Baked, map[string]string, error) {
 		for _, n := range needs(j.images[name]) {
 			look(n)
 		}
-		known, reason, err := j.lookupImage(j.images[name])
+		known, reason, err := j.lookupImage(ctx, j.images[name])
 		switch {
 		case err != nil:
 			visitErr = errors.Join(visitErr, err)
@@ -284,15 +298,15 @@ func (j *job) lookup() (map[string]kiln.Baked, map[string]string, error) {
 	return j.baked, reasons, visitErr
 }
 
-func (j *job) lookupImage(image kiln.Image) (kiln.Baked, string, error) {
+func (j *job) lookupImage(ctx context.Context, image kiln.Image) (kiln.Baked, string, error) {
 	in, reason, err := j.lookupInputs(image)
 	if err != nil || reason != "" {
 		return kiln.Baked{}, reason, err
 	}
 	if image.Reference != "" {
-		return j.lookupReference(image, in)
+		return j.lookupReference(ctx, image, in)
 	}
-	if known, ok := j.known(image, in); ok {
+	if known, ok := j.known(ctx, image, in); ok {
 		return known, "", nil
 	}
 	before, ok := j.b.index.last(image.Name)
@@ -302,9 +316,9 @@ func (j *job) lookupImage(image kiln.Image) (kiln.Baked, string, error) {
 	return kiln.Baked{}, changed(image, before, in), nil
 }
 
-func (j *job) lookupReference(image kiln.Image, in inputs) (kiln.Baked, string, error) {
+func (j *job) lookupReference(ctx context.Context, image kiln.Image, in inputs) (kiln.Baked, string, error) {
 	manifest := in.Bases[image.Reference]
-	size, ok := j.b.index.whole(manifest)
+	size, ok := j.b.index.whole(ctx, manifest)
 	if !ok {
 		return kiln.Baked{}, image.Reference + " is not in the store yet", nil
 	}

@@ -17,13 +17,13 @@ func (j *job) reference(ctx context.Context, image kiln.Image) (kiln.Baked, erro
 	before, had := j.lockedReference(image.Reference, image.Platform)
 	cached := false
 	if had {
-		_, cached = j.b.index.whole(before)
+		_, cached = j.b.index.whole(ctx, before)
 	}
 	d, err := j.resolve(ctx, image, image.Reference)
 	if err != nil {
 		return kiln.Baked{}, err
 	}
-	size, ok := j.b.index.whole(d)
+	size, ok := j.b.index.whole(ctx, d)
 	if !ok {
 		return kiln.Baked{}, kiln.Errorf(kiln.CodeInternal, "", "image %q: the store lacks a part of %s after its pull", image.Name, d)
 	}
@@ -88,7 +88,7 @@ func (j *job) pull(ctx context.Context, image kiln.Image, ref string) (kiln.Dige
 		lock = found
 	}
 	j.useReference(lock)
-	if _, whole := j.b.index.whole(manifest); whole {
+	if _, whole := j.b.index.whole(ctx, manifest); whole {
 		return manifest, nil
 	}
 	return manifest, j.b.registry.Pull(ctx, ref, manifest, func(p kiln.Progress) {
@@ -135,14 +135,14 @@ func (j *job) debian(ctx context.Context, image kiln.Image) (kiln.Baked, error) 
 	}
 	j.useDebian(lock)
 	in := debianInputs(image, lock.Packages)
-	if known, ok := j.known(image, in); ok {
+	if known, ok := j.known(ctx, image, in); ok {
 		return known, nil
 	}
 	manifest, err := j.b.debian.Build(ctx, *image.Debian, lock, emit)
 	if err != nil {
 		return kiln.Baked{}, forImage(image, err)
 	}
-	return j.record(image, in, manifest)
+	return j.record(ctx, image, in, manifest)
 }
 
 // debianKey names a Debian image in the lock.

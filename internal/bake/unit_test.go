@@ -32,6 +32,13 @@ func (s shelf) Has(d kiln.Digest) bool {
 	_, err := os.Stat(filepath.Join(s.dir, d.Hex()))
 	return err == nil
 }
+func (s shelf) Verify(_ context.Context, d kiln.Digest) error {
+	at := filepath.Join(s.dir, d.Hex())
+	if b, err := os.ReadFile(at); err != nil || kiln.DigestOf(b) == d {
+		return err
+	}
+	return errors.Join(kiln.ErrNotFound, os.Remove(at))
+}
 func (s shelf) Dir() string                                  { return s.dir }
 func (shelf) Sync() error                                    { return nil }
 func (shelf) Hold(context.Context) (release func(), _ error) { return func() {}, nil }
@@ -279,6 +286,38 @@ func TestBrokenDockerfile(t *testing.T) {
 				t.Errorf("got %#v", err)
 			}
 		})
+	}
+}
+
+// TestADamagedImageIsNotKnown: it is removed, so that it is made anew.
+func TestADamagedImageIsNotKnown(t *testing.T) {
+	s := shelf{t.TempDir()}
+	put := func(content string) kiln.Digest {
+		d, _, err := s.Put(t.Context(), strings.NewReader(content), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	config, layer := put("{}"), put("layer")
+	manifest := put(fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%q,"size":5}]}`, config, layer))
+	x := index{dir: t.TempDir(), store: s}
+	for _, d := range []kiln.Digest{config, manifest} {
+		if size, ok := x.whole(t.Context(), manifest); !ok || size != 5 {
+			t.Fatalf("whole: %d, %v", size, ok)
+		}
+		at := filepath.Join(s.dir, d.Hex())
+		sound, err := os.ReadFile(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, append([]byte(" "), sound...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := x.whole(t.Context(), manifest); ok || s.Has(d) {
+			t.Errorf("%s is damaged: whole %v, there %v", d.Short(), ok, s.Has(d))
+		}
+		put(string(sound))
 	}
 }
 

@@ -23,7 +23,14 @@ func (hook) Levels() []logrus.Level {
 	return []logrus.Level{logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel, logrus.WarnLevel}
 }
 
+// fsverity is what containerd says of each content store that it opens where
+// the file system has no fs-verity, which nothing here relies on.
+const fsverity = "failed check for fsverity support"
+
 func (h hook) Fire(e *logrus.Entry) error {
+	if e.Message == fsverity {
+		return nil
+	}
 	if cause, ok := e.Data[logrus.ErrorKey]; ok {
 		h.log.Warn("buildkit", "message", e.Message, "error", cause)
 		return nil

@@ -31,6 +31,8 @@ type Store interface {
 	Put(ctx context.Context, r io.Reader, want kiln.Digest) (kiln.Digest, int64, error)
 	Open(d kiln.Digest) (*os.File, error)
 	Has(d kiln.Digest) bool
+	// Verify removes a blob that is damaged, and says so: kiln.ErrNotFound.
+	Verify(ctx context.Context, d kiln.Digest) error
 }
 
 // Options configure a builder.

@@ -40,16 +40,21 @@ func newClient() *http.Client {
 	}}
 }
 
-// fetch brings the packages into the store that it lacks, each checked
-// against its digest.
+// fetch brings the packages into the store that it lacks or has damaged, each
+// checked against its digest.
 func (b *Builder) fetch(ctx context.Context, packages []kiln.LockedPackage, progress func(kiln.Progress)) error {
 	var missing []kiln.LockedPackage
 	var total int64
 	for _, p := range packages {
-		if !b.opts.Store.Has(p.Digest) {
-			missing = append(missing, p)
-			total += p.Size
+		err := b.opts.Store.Verify(ctx, p.Digest)
+		if err == nil {
+			continue
 		}
+		if !errors.Is(err, kiln.ErrNotFound) {
+			return fmt.Errorf("look for package %s: %w", p.Name, err)
+		}
+		missing = append(missing, p)
+		total += p.Size
 	}
 	if len(missing) == 0 {
 		return nil

@@ -3,12 +3,17 @@ package debian
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -198,6 +203,69 @@ func TestCheckRefuses(t *testing.T) {
 	} {
 		if _, err := b.check(d, "linux/amd64"); err == nil || !strings.Contains(err.Error(), "is not a Debian") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// pantry is a store in a folder.
+type pantry string
+
+func (p pantry) at(d kiln.Digest) string { return filepath.Join(string(p), d.Hex()) }
+func (p pantry) Put(_ context.Context, r io.Reader, want kiln.Digest) (kiln.Digest, int64, error) {
+	b, err := io.ReadAll(r)
+	if err == nil && kiln.DigestOf(b) != want {
+		err = kiln.ErrInvalid
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	return want, int64(len(b)), os.WriteFile(p.at(want), b, 0o600)
+}
+func (p pantry) Open(d kiln.Digest) (*os.File, error) { return os.Open(p.at(d)) }
+func (p pantry) Has(d kiln.Digest) bool               { return p.Verify(context.Background(), d) == nil }
+func (p pantry) Verify(_ context.Context, d kiln.Digest) error {
+	if b, err := os.ReadFile(p.at(d)); err != nil || kiln.DigestOf(b) != d {
+		return kiln.ErrNotFound
+	}
+	return nil
+}
+
+// TestOnlySoundPackagesAreNotDownloaded: a damaged one would fail every build
+// of an image from then on.
+func TestOnlySoundPackagesAreNotDownloaded(t *testing.T) {
+	content := map[string]string{"/kept.deb": "kept", "/damaged.deb": "damaged", "/absent.deb": "absent"}
+	var mu sync.Mutex
+	var asked []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, r.URL.Path)
+		_, _ = io.WriteString(w, content[r.URL.Path])
+	}))
+	defer server.Close()
+	store := pantry(t.TempDir())
+	var packages []kiln.LockedPackage
+	for path, body := range content {
+		d := kiln.DigestOf([]byte(body))
+		packages = append(packages, kiln.LockedPackage{Name: path[1:], Digest: d, Size: int64(len(body)), URL: server.URL + path})
+		if strings.HasPrefix(path, "/absent") {
+			continue
+		}
+		if err := os.WriteFile(store.at(d), []byte(strings.Replace(body, "damaged", "damagee", 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := New(Options{Dir: t.TempDir(), Store: store, Log: slog.New(slog.DiscardHandler)})
+	if err := b.fetch(t.Context(), packages, func(kiln.Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(asked)
+	if !slices.Equal(asked, []string{"/absent.deb", "/damaged.deb"}) {
+		t.Errorf("downloaded %q", asked)
+	}
+	for _, p := range packages {
+		if err := store.Verify(t.Context(), p.Digest); err != nil {
+			t.Errorf("%s: %v", p.Name, err)
 		}
 	}
 }
