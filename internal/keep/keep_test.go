@@ -86,7 +86,7 @@ func TestRuntimesThatFail(t *testing.T) {
 		"no-pid":     {"exit 0", "read the pid that the runtime wrote"},
 		"bad-pid":    {`echo 1 > "$PIDFILE"`, "1 is no process"},
 		"not-ours":   {fmt.Sprintf(`echo %d > "$PIDFILE"`, os.Getpid()), "is no child of the keeper"},
-		"is-killed":  {"kill -KILL $$", "the runtime ended with SIGKILL"},
+		"is-killed":  {"kill -KILL $$", "the runtime ended with SIGKILL and said nothing"},
 		"is-missing": {"", "no OCI runtime"},
 	}
 	for id, c := range cases {

@@ -223,6 +223,9 @@ func (k *keeper) runtimeError(p *process, status unix.WaitStatus) error {
 	if status.Signaled() {
 		how = unix.SignalName(status.Signal())
 	}
+	if last == "" {
+		return kiln.Errorf(kiln.CodeFailed, "", "start %s: the runtime ended with %s and said nothing", p.ID, how)
+	}
 	e := kiln.Errorf(kiln.CodeFailed, "", "start %s: the runtime ended with %s: %s", p.ID, how, last)
 	e.Evidence = lines
 	return e

@@ -42,6 +42,10 @@ func notIPv4() []expr.Any {
 	}
 }
 
+func tcp() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(unix.IPPROTO_TCP)}
+}
+
 func fromLinks(prefix string) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal([]byte(prefix)...)}
 }

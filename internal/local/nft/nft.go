@@ -184,6 +184,9 @@ func (w *writer) blocked() {
 			Group: w.rules.Group, Snaplen: 64, QThreshold: 1,
 		},
 	})
+	// By a reset where there is one: of ICMP errors the kernel sends an instance
+	// six and then one a second, and what comes after would wait for nothing.
+	w.rule(c, tcp(), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	w.rule(c, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 }
 
