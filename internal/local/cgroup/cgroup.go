@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,16 +78,32 @@ func (t *Tree) dir(controller, instance string) (dir string, v2 bool) {
 func (t *Tree) Swap() bool {
 	m, ok := t.mounts["memory"]
 	if !ok {
-		// Version 2: groups other than the root have memory.swap.max when
-		// swap is accounted for, which is when the machine counts it.
-		b, err := os.ReadFile("/proc/swaps")
-		return err == nil && len(b) > 0
+		return t.swapV2()
 	}
 	_, err := os.Stat(filepath.Join(m, "memory.memsw.limit_in_bytes"))
 	return err == nil
 }
 
-// MemoryLimit returns the limit in force for an instance, in bytes.
+// swapV2 says so for version 2, where every group with the memory controller but
+// the root has memory.swap.max when swap is accounted for. A runtime that is
+// asked to write one that is not there fails.
+func (t *Tree) swapV2() bool {
+	counted := func(pattern string) bool {
+		found, err := filepath.Glob(filepath.Join(t.mounts[""], pattern))
+		return err == nil && len(found) > 0
+	}
+	switch {
+	case counted("*/memory.swap.max"):
+		return true
+	case counted("*/memory.max"):
+		return false
+	}
+	_, err := os.Stat("/proc/swaps") // no group has the controller yet
+	return err == nil
+}
+
+// MemoryLimit returns the limit in force for an instance, in bytes; without one
+// it is larger than any machine.
 func (t *Tree) MemoryLimit(instance string) (int64, error) {
 	dir, v2 := t.dir("memory", instance)
 	name := "memory.limit_in_bytes"
@@ -97,7 +114,11 @@ func (t *Tree) MemoryLimit(instance string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	text := strings.TrimSpace(string(b))
+	if v2 && text == "max" {
+		return math.MaxInt64, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("read %s of %s: %w", name, instance, err)
 	}
