@@ -33,6 +33,9 @@ func (e *Engine) Admit(ctx context.Context, fleets []kiln.Fleet) error {
 		if err := checkFleets(f.Environment, []kiln.Fleet{f}); err != nil {
 			return err
 		}
+		if err := checkEgress(f.Template); err != nil {
+			return err
+		}
 		n := int64(max(0, f.Count-e.countOf(f.ID())))
 		more[f.Environment] += n
 		total += n
@@ -53,6 +56,17 @@ func (e *Engine) Admit(ctx context.Context, fleets []kiln.Fleet) error {
 		})
 	}
 	return g.Wait()
+}
+
+// checkEgress refuses what would be declared in vain.
+func checkEgress(t kiln.Template) error {
+	for _, g := range t.Config.Egress {
+		if g.Host == "" && !g.Prefix.Addr().Is4() {
+			return kiln.Errorf(kiln.CodeInvalid, "name an IPv4 network, or a host that has an IPv4 address",
+				"service %q declares egress to %s, and instances on this machine have no IPv6", t.Service, g.Prefix)
+		}
+	}
+	return nil
 }
 
 // countOf counts a fleet's instances.

@@ -184,6 +184,12 @@ func TestAdmitAndCheck(t *testing.T) {
 	if err := b.Admit(t.Context(), []kiln.Fleet{web(1, func(t *kiln.Template) { t.Config.User = "nobody" })}); !errors.Is(err, kiln.ErrInvalid) {
 		t.Errorf("an unknown user: %v", err)
 	}
+	v6 := web(1, func(t *kiln.Template) {
+		t.Config.Egress = []kiln.Egress{{Prefix: netip.MustParsePrefix("2001:db8::/32"), Port: 443, Protocol: "tcp"}}
+	})
+	if err := b.Admit(t.Context(), []kiln.Fleet{v6}); !errors.Is(err, kiln.ErrInvalid) {
+		t.Errorf("egress over IPv6: %v", err)
+	}
 	f := web(1)
 	b.ready(f)
 	if err := b.Check(t.Context(), f.ID(), kiln.Verify{HTTP: "/env", Body: "WHO=image"}); err != nil {
