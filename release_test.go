@@ -29,3 +29,11 @@ func TestIdentityIsTheSameAfterStorage(t *testing.T) {
 		t.Error("values are part of the identity")
 	}
 }
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0B", 1000: "1000B", 1 << 20: "1MiB", 1536 << 20: "1536MiB", 1 << 50: "1024TiB"} {
+		if got := kiln.Size(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package kiln
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -204,4 +205,16 @@ type Verify struct {
 	Command []string      `json:"command,omitempty"`
 	Image   string        `json:"image,omitempty"` // name of an image; empty means the service's
 	Timeout time.Duration `json:"timeout"`
+}
+
+// Size writes a number of bytes as a definition does: "64MiB".
+func Size(n int64) string {
+	unit := "B"
+	for _, larger := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if n < 1024 || n%1024 != 0 {
+			break
+		}
+		n, unit = n/1024, larger
+	}
+	return fmt.Sprintf("%d%s", n, unit)
 }

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -42,16 +41,4 @@ func initRefusal() *regexp.Regexp {
 // Node say it.
 func readOnly(line string) bool {
 	return strings.Contains(strings.ToLower(line), "read-only file system") || strings.Contains(line, "EROFS")
-}
-
-// bytesOf writes a limit as a definition does: "64MiB".
-func bytesOf(n int64) string {
-	unit := "B"
-	for _, larger := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if n < 1024 || n%1024 != 0 {
-			break
-		}
-		n, unit = n/1024, larger
-	}
-	return fmt.Sprintf("%d%s", n, unit)
 }

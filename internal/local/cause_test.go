@@ -42,11 +42,3 @@ func TestALongLineOfACauseIsShortened(t *testing.T) {
 		}
 	}
 }
-
-func TestBytesOf(t *testing.T) {
-	for n, want := range map[int64]string{0: "0B", 1000: "1000B", 1 << 20: "1MiB", 1536 << 20: "1536MiB", 1 << 50: "1024TiB"} {
-		if got := bytesOf(n); got != want {
-			t.Errorf("%d: %s, want %s", n, got, want)
-		}
-	}
-}

@@ -73,7 +73,7 @@ func (e *Engine) causeOf(in *instance, exit kiln.Exit) kiln.Cause {
 	switch {
 	case e.groups.MemoryKilled(in.ID):
 		c.Kind, c.Signal = kiln.CauseOutOfMemory, "SIGKILL"
-		c.Detail = "its limit is " + bytesOf(in.template.Config.Limits.Memory)
+		c.Detail = "its limit is " + kiln.Size(in.template.Config.Limits.Memory)
 		c.Hint = "raise limits { memory }, which counts what is written to tmpfs paths too, or mend what grows"
 	case exit.Lost:
 		c.Kind, c.ExitCode = kiln.CauseLost, 0
@@ -81,6 +81,10 @@ func (e *Engine) causeOf(in *instance, exit kiln.Exit) kiln.Cause {
 		c.Kind, c.Signal = kiln.CauseSignalled, signalName(signal)
 	default:
 		c = readLog(c, in.hasInit)
+	}
+	if c.Failure() && c.Detail == "" && (c.ExitCode != 0 || signal != 0) && e.groups.ProcessesRefused(in.ID) {
+		c.Detail = fmt.Sprintf("it wanted more processes and threads than its limit of %d", in.template.Config.Limits.PIDs)
+		c.Hint = "raise limits { pids }, or mend what starts so many"
 	}
 	return c
 }

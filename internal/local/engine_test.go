@@ -111,6 +111,15 @@ func TestDeathIsExplainedAndReplaced(t *testing.T) {
 	}
 }
 
+func TestTooManyProcessesAreTheCause(t *testing.T) {
+	b := newBed(t)
+	b.apply(web(1, func(t *kiln.Template) { t.Config.Limits.PIDs = 3 })) // a Go program wants more threads
+	o := b.wait("a death", func(o kiln.Observation) bool { return len(o.Fleets) > 0 && len(o.Fleets[0].Deaths) > 0 })
+	if c := o.Fleets[0].Deaths[0].Cause; !strings.Contains(c.Detail, "limit of 3") || !strings.Contains(c.Hint, "pids") {
+		t.Errorf("cause %+v", c)
+	}
+}
+
 func TestKilledInstanceIsReplacedAtOnce(t *testing.T) {
 	b := newBed(t)
 	f := web(3)

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -55,9 +56,26 @@ func TestAnImageToBakeIsTheReason(t *testing.T) {
 
 func TestReasonsNameEachField(t *testing.T) {
 	for want, change := range map[string]func(*kiln.Template){
-		"env ORDERS_URL: a -> b":                 func(t *kiln.Template) { t.Config.Env = map[string]string{"ORDERS_URL": "b", "API_TOKEN": "old"} },
-		"env API_TOKEN: changed":                 func(t *kiln.Template) { t.Config.Env = map[string]string{"ORDERS_URL": "a", "API_TOKEN": "new"} },
-		"limits.memory: 10 -> 20":                func(t *kiln.Template) { t.Config.Limits.Memory = 20 },
+		"env ORDERS_URL: a -> b":         func(t *kiln.Template) { t.Config.Env = map[string]string{"ORDERS_URL": "b", "API_TOKEN": "old"} },
+		"env API_TOKEN: changed":         func(t *kiln.Template) { t.Config.Env = map[string]string{"ORDERS_URL": "a", "API_TOKEN": "new"} },
+		"limits.memory: 10B -> 64MiB":    func(t *kiln.Template) { t.Config.Limits.Memory = 64 << 20 },
+		"limits.core_size: none -> 1GiB": func(t *kiln.Template) { t.Config.Limits.CoreSize = 1 << 30 },
+		"limits.log: 0B -> 1MiB":         func(t *kiln.Template) { t.Config.Limits.LogBytes = 1 << 20 },
+		"limits.umask: 0000 -> 0022":     func(t *kiln.Template) { t.Config.Limits.Umask = 0o22 },
+		"init: true -> false":            func(t *kiln.Template) { t.Config.NoInit = true },
+		"writable: none -> /a 1MiB, /b 4KiB": func(t *kiln.Template) {
+			t.Config.Writable = []kiln.Writable{{Path: "/a", Size: 1 << 20}, {Path: "/b", Size: 4 << 10}}
+		},
+		"egress: none -> api.example.com:443, 192.0.2.0/24:53/udp, [2001:db8::/32]:80": func(t *kiln.Template) {
+			t.Config.Egress = []kiln.Egress{
+				{Host: "api.example.com", Port: 443, Protocol: "tcp"},
+				{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Port: 53, Protocol: "udp"},
+				{Prefix: netip.MustParsePrefix("2001:db8::/32"), Port: 80, Protocol: "tcp"},
+			}
+		},
+		"env ORDERS_URL: a -> " + strings.Repeat("é", 60) + "...": func(t *kiln.Template) {
+			t.Config.Env = map[string]string{"ORDERS_URL": strings.Repeat("é", 5000), "API_TOKEN": "old"}
+		},
 		`command: none -> ["serve"]`:             func(t *kiln.Template) { t.Config.Command = []string{"serve"} },
 		"ports: http 8080/http -> http 9090/tcp": func(t *kiln.Template) { t.Ports = []kiln.Port{{Name: "http", Number: 9090, Protocol: "tcp"}} },
 		`ready.http: "" -> /healthz`:             func(t *kiln.Template) { t.Config.Ready.HTTP = "/healthz" },

@@ -3,6 +3,7 @@ package plan
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 
@@ -50,9 +51,27 @@ func differences(name string, a, b reflect.Value) []string {
 			out = append(out, differences(name+"."+field, a.Field(i), b.Field(i))...)
 		}
 		return out
+	case name == "no_init": // a definition says it the other way round
+		return []string{fmt.Sprintf("init: %t -> %t", !a.Bool(), !b.Bool())}
+	case name == "limits.umask":
+		return []string{fmt.Sprintf("%s: %04o -> %04o", name, a.Uint(), b.Uint())}
+	case name == "limits.log_bytes":
+		return []string{fmt.Sprintf("limits.log: %s -> %s", kiln.Size(a.Int()), kiln.Size(b.Int()))}
+	case name == "limits.memory":
+		return []string{fmt.Sprintf("%s: %s -> %s", name, kiln.Size(a.Int()), kiln.Size(b.Int()))}
+	case name == "limits.core_size" || name == "limits.file_size":
+		return []string{fmt.Sprintf("%s: %s -> %s", name, bytes(a.Uint()), bytes(b.Uint()))}
 	default:
 		return []string{fmt.Sprintf("%s: %s -> %s", name, show(a), show(b))}
 	}
+}
+
+// bytes is a size that is unlimited when it is 0.
+func bytes(n uint64) string {
+	if n == 0 || n > math.MaxInt64 {
+		return "none"
+	}
+	return kiln.Size(int64(n))
 }
 
 // same compares as the template's digest does: by JSON, so that an empty list
@@ -81,7 +100,7 @@ func environmentReasons(a, b map[string]string) []string {
 		case sensitive(name):
 			out = append(out, "env "+name+": changed")
 		case !had:
-			out = append(out, fmt.Sprintf("env %s: added %q", name, to))
+			out = append(out, fmt.Sprintf("env %s: added %q", name, clip(to)))
 		case !has:
 			out = append(out, fmt.Sprintf("env %s: removed", name))
 		default:
@@ -113,6 +132,12 @@ func show(v reflect.Value) string {
 	if (v.Kind() == reflect.Slice || v.Kind() == reflect.Map) && v.Len() == 0 {
 		return "none"
 	}
+	switch list := v.Interface().(type) {
+	case []kiln.Writable:
+		return joined(list, func(w kiln.Writable) string { return w.Path + " " + kiln.Size(w.Size) })
+	case []kiln.Egress:
+		return joined(list, destination)
+	}
 	b, err := json.Marshal(v.Interface())
 	if err != nil {
 		return fmt.Sprint(v.Interface())
@@ -120,8 +145,45 @@ func show(v reflect.Value) string {
 	return string(b)
 }
 
-// word writes a string bare where that reads well.
+func joined[T any](list []T, text func(T) string) string {
+	var out []string
+	for _, one := range list {
+		out = append(out, text(one))
+	}
+	return strings.Join(out, ", ")
+}
+
+// destination is egress as a definition says it.
+func destination(e kiln.Egress) string {
+	to := e.Host
+	switch {
+	case to != "":
+	case e.Prefix.Addr().Is6():
+		to = "[" + e.Prefix.String() + "]"
+	default:
+		to = e.Prefix.String()
+	}
+	to = fmt.Sprintf("%s:%d", to, e.Port)
+	if e.Protocol == "udp" {
+		to += "/udp"
+	}
+	return to
+}
+
+// longest is how much of a value a reason shows, in characters.
+const longest = 60
+
+func clip(s string) string {
+	if r := []rune(s); len(r) > longest {
+		return string(r[:longest]) + "..."
+	}
+	return s
+}
+
+// word writes a string, shortened where it is long, and bare where that reads
+// well.
 func word(s string) string {
+	s = clip(s)
 	if s == "" || strings.ContainsAny(s, " \t\n\"") {
 		return fmt.Sprintf("%q", s)
 	}

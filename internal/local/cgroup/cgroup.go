@@ -125,6 +125,13 @@ func (t *Tree) MemoryLimit(instance string) (int64, error) {
 	return n, nil
 }
 
+// ProcessesRefused says whether the instance ever wanted more processes than it
+// may have. It must be asked before Remove.
+func (t *Tree) ProcessesRefused(instance string) bool {
+	dir, _ := t.dir("pids", instance)
+	return count(filepath.Join(dir, "pids.events"), "max") > 0
+}
+
 // MemoryKilled says whether the memory limit killed a process of the
 // instance. It must be asked before Remove.
 func (t *Tree) MemoryKilled(instance string) bool {
@@ -133,16 +140,23 @@ func (t *Tree) MemoryKilled(instance string) bool {
 	if v2 {
 		name = "memory.events"
 	}
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	return count(filepath.Join(dir, name), "oom_kill") > 0
+}
+
+// count reads a number from a file of "name number" lines, 0 when it is not
+// there.
+func count(path, name string) int64 {
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return false
+		return 0
 	}
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" {
-			return f[1] != "0"
+		if f := strings.Fields(line); len(f) == 2 && f[0] == name {
+			n, _ := strconv.ParseInt(f[1], 10, 64)
+			return n
 		}
 	}
-	return false
+	return 0
 }
 
 // Freeze stops every process of the instance where it is; Thaw lets them go

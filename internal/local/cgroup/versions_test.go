@@ -49,13 +49,16 @@ func wrote(t *testing.T, tr *Tree, controller, file string) string {
 func TestVersion2(t *testing.T) {
 	tr := tree(t, []string{""}, map[string]string{
 		"memory.max": "67108864\n", "memory.events": "low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n",
-		"cgroup.freeze": "0\n", "cgroup.kill": "", "cgroup.procs": "7\n12\n0\n",
+		"cgroup.freeze": "0\n", "cgroup.kill": "", "cgroup.procs": "7\n12\n0\n", "pids.events": "max 3\n",
 	})
 	if n, err := tr.MemoryLimit("one"); n != 64<<20 || err != nil {
 		t.Errorf("limit %d, %v", n, err)
 	}
 	if !tr.MemoryKilled("one") || tr.MemoryKilled("two") {
 		t.Error("who was killed by memory is not told")
+	}
+	if !tr.ProcessesRefused("one") || tr.ProcessesRefused("two") {
+		t.Error("who was refused processes is not told")
 	}
 	if err := tr.Freeze("one"); err != nil || wrote(t, tr, "", "cgroup.freeze") != "1" {
 		t.Errorf("freeze: %v", err)
@@ -84,13 +87,16 @@ func TestVersion2(t *testing.T) {
 func TestVersion1(t *testing.T) {
 	tr := tree(t, []string{"memory", "freezer", "pids"}, map[string]string{
 		"memory/memory.limit_in_bytes": "67108864\n", "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
-		"freezer/freezer.state": "THAWED\n", "pids/cgroup.procs": "",
+		"freezer/freezer.state": "THAWED\n", "pids/cgroup.procs": "", "pids/pids.events": "max 0\n",
 	})
 	if n, err := tr.MemoryLimit("one"); n != 64<<20 || err != nil {
 		t.Errorf("limit %d, %v", n, err)
 	}
 	if !tr.MemoryKilled("one") {
 		t.Error("who was killed by memory is not told")
+	}
+	if tr.ProcessesRefused("one") {
+		t.Error("one that was refused nothing")
 	}
 	if err := tr.Freeze("one"); err != nil || wrote(t, tr, "freezer", "freezer.state") != "FROZEN" {
 		t.Errorf("freeze: %v", err)
