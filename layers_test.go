@@ -27,7 +27,7 @@ func pure() []string { return []string{"plan", "rollout", "analysis"} }
 
 // shared are small packages without processes or I/O policies of their own,
 // that any adapter may import.
-func shared() []string { return []string{"logs", "handoff"} }
+func shared() []string { return []string{"logs", "handoff", "hclfile"} }
 
 // file is what the rules look at.
 type file struct {

@@ -15,13 +15,13 @@ import (
 // repeats.
 func egress(d *decoder, services map[string]bool) []kiln.Egress {
 	var out []kiln.Egress
-	for _, i := range d.list("egress") {
-		e, problem := parseEgress(i.value)
+	for _, i := range d.List("egress") {
+		e, problem := parseEgress(i.Text)
 		if problem == "" && services[e.Host] {
 			problem = "is a service of this definition. Services of an environment reach each other without egress."
 		}
 		if problem != "" {
-			d.report.error(i.at, "Invalid egress", "%s %s", i.show(i.value), problem)
+			d.report.Error(i.At, "Invalid egress", "%s %s", i.Whole.Show(i.Text), problem)
 			continue
 		}
 		out = append(out, e)

@@ -12,6 +12,7 @@ import (
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // defaultEnvironment is the one of a definition that declares none.
@@ -23,7 +24,7 @@ const maxPatternName = 12
 // environment is a declared environment with the values of its variables.
 type environment struct {
 	kiln.Environment
-	values map[string]argument
+	values map[string]hclfile.Value
 	at     hcl.Range
 }
 
@@ -35,22 +36,22 @@ func (l *loader) environments() []environment {
 	for _, b := range l.doc.blocks["environment"] {
 		d := l.scope.decode(b.Body, nil)
 		plain := true
-		for _, a := range attributes(b.Body) {
+		for _, a := range hclfile.Arguments(b.Body) {
 			plain = l.scope.constant(a.Expr, constantEnvironment) && plain
 		}
 		if !plain {
 			continue
 		}
-		e := environment{Environment: kiln.Environment{Name: b.Labels[0]}, values: map[string]argument{}, at: b.DefRange()}
-		e.Branch = d.checked("branch", "Invalid branch", badBranch)
-		for _, i := range d.list("branches") {
-			if problem := badPattern(i.value); problem != "" {
-				l.report.error(i.at, "Invalid pattern", "%q %s", i.value, problem)
+		e := environment{Environment: kiln.Environment{Name: b.Labels[0]}, values: map[string]hclfile.Value{}, at: b.DefRange()}
+		e.Branch = d.Checked("branch", "Invalid branch", badBranch)
+		for _, i := range d.List("branches") {
+			if problem := badPattern(i.Text); problem != "" {
+				l.report.Error(i.At, "Invalid pattern", "%q %s", i.Text, problem)
 				continue
 			}
-			e.Branches = append(e.Branches, i.value)
+			e.Branches = append(e.Branches, i.Text)
 		}
-		e.TTL = d.duration("ttl", 0, time.Minute, 8760*time.Hour)
+		e.TTL = d.Duration("ttl", 0, time.Minute, 8760*time.Hour)
 		l.environmentRules(d, e)
 		e.values = l.environmentValues(d)
 		out = append(out, e)
@@ -60,44 +61,44 @@ func (l *loader) environments() []environment {
 }
 
 func (l *loader) environmentRules(d *decoder, e environment) {
-	if d.has("branch") && d.has("branches") {
-		l.report.error(d.at("branches"), "Conflicting arguments", "An environment has either branch or branches.")
+	if d.Has("branch") && d.Has("branches") {
+		l.report.Error(d.At("branches"), "Conflicting arguments", "An environment has either branch or branches.")
 	}
-	if a, ok := d.value("branches"); ok && a.CanIterateElements() && a.LengthInt() == 0 {
-		l.report.error(d.at("branches"), "Invalid pattern", "branches is empty: no branch would ever match.")
+	if a, ok := d.Value("branches"); ok && a.CanIterateElements() && a.LengthInt() == 0 {
+		l.report.Error(d.At("branches"), "Invalid pattern", "branches is empty: no branch would ever match.")
 	}
-	if d.has("branches") && len(e.Name) > maxPatternName {
-		l.report.error(e.at, "Invalid name", "The name of an environment with branches has at most %d characters, because the branch becomes part of it.", maxPatternName)
+	if d.Has("branches") && len(e.Name) > maxPatternName {
+		l.report.Error(e.at, "Invalid name", "The name of an environment with branches has at most %d characters, because the branch becomes part of it.", maxPatternName)
 	}
-	if d.has("ttl") && !d.has("branches") {
-		l.report.error(d.at("ttl"), "Conflicting arguments", "Only environments of branches end by themselves; ttl needs branches.")
+	if d.Has("ttl") && !d.Has("branches") {
+		l.report.Error(d.At("ttl"), "Conflicting arguments", "Only environments of branches end by themselves; ttl needs branches.")
 	}
 }
 
 // environmentValues reads the values argument, by variable.
-func (l *loader) environmentValues(d *decoder) map[string]argument {
-	out := map[string]argument{}
-	a, ok := d.value("values")
+func (l *loader) environmentValues(d *decoder) map[string]hclfile.Value {
+	out := map[string]hclfile.Value{}
+	a, ok := d.Value("values")
 	if !ok {
 		return out
 	}
 	if ty := a.Type(); !ty.IsObjectType() && !ty.IsMapType() {
-		l.report.error(a.at, "Unsuitable value", "values must be a map of variables' values: { name = value }.")
+		l.report.Error(a.At, "Unsuitable value", "values must be a map of variables' values: { name = value }.")
 		return out
 	}
-	places := d.keyPlaces("values")
+	places := d.KeyPlaces("values")
 	for it := a.ElementIterator(); it.Next(); {
 		k, v := it.Element()
 		name := k.AsString()
 		at, ok := places[name]
 		if !ok {
-			at = a.at
+			at = a.At
 		}
 		if l.doc.named("variable", name) == nil {
 			l.scope.unknown(at, "variable", name, l.doc.names("variable"))
 			continue
 		}
-		out[name] = argument{Value: v, at: at}
+		out[name] = hclfile.Value{Value: v, At: at}
 	}
 	return out
 }
@@ -138,11 +139,11 @@ func (l *loader) choose(all []environment) (environment, bool) {
 		return l.derive(e, all)
 	}
 	if len(all) > 0 {
-		l.report.error(hcl.Range{}, "Unknown environment", "The definition has no environment %q.%s", name, suggest(name, environmentNames(all)))
+		l.report.Error(hcl.Range{}, "Unknown environment", "The definition has no environment %q.%s", name, hclfile.Suggest(name, environmentNames(all)))
 		return environment{}, false
 	}
 	if problem := badName("environment", name); problem != "" {
-		l.report.error(hcl.Range{}, "Invalid name", "%s", problem)
+		l.report.Error(hcl.Range{}, "Invalid name", "%s", problem)
 		return environment{}, false
 	}
 	return environment{Environment: kiln.Environment{Name: name}}, true
@@ -162,7 +163,7 @@ func (l *loader) only(all []environment) (environment, bool) {
 	if len(single) == 1 {
 		return single[0], true
 	}
-	l.report.error(hcl.Range{}, "Which environment?", "The definition declares several environments: %s. Name one of them.", strings.Join(environmentNames(all), ", "))
+	l.report.Error(hcl.Range{}, "Which environment?", "The definition declares several environments: %s. Name one of them.", strings.Join(environmentNames(all), ", "))
 	return environment{}, false
 }
 
@@ -170,16 +171,16 @@ func (l *loader) only(all []environment) (environment, bool) {
 func (l *loader) derive(e environment, all []environment) (environment, bool) {
 	branch := l.opt.Branch
 	if branch == "" {
-		l.report.error(e.at, "No branch", "Environment %q is one of many, one per branch, and the branch is not known: the folder is not a Git checkout, or its HEAD is detached.", e.Name)
+		l.report.Error(e.at, "No branch", "Environment %q is one of many, one per branch, and the branch is not known: the folder is not a Git checkout, or its HEAD is detached.", e.Name)
 		return environment{}, false
 	}
 	if !MatchesBranch(e.Environment, branch) {
-		l.report.error(e.at, "Branch does not match", "Environment %q is for branches that match %s; %q does not.", e.Name, strings.Join(e.Branches, ", "), branch)
+		l.report.Error(e.at, "Branch does not match", "Environment %q is for branches that match %s; %q does not.", e.Name, strings.Join(e.Branches, ", "), branch)
 		return environment{}, false
 	}
 	name := Derived(e.Name, branch)
 	if i := slices.IndexFunc(all, func(o environment) bool { return o.Name == name }); i >= 0 {
-		l.report.error(all[i].at, "Ambiguous environment", "Branch %q of environment %q makes the name %q, which is declared here too. Rename one.", branch, e.Name, name)
+		l.report.Error(all[i].at, "Ambiguous environment", "Branch %q of environment %q makes the name %q, which is declared here too. Rename one.", branch, e.Name, name)
 		return environment{}, false
 	}
 	e.Name, e.Branch = name, branch
@@ -253,5 +254,5 @@ func Derived(name, branch string) string {
 // environmentValue is never sensitive; variables mark it when they are.
 func (e environment) value(name string) (cty.Value, hcl.Range, bool) {
 	a, ok := e.values[name]
-	return a.Value, a.at, ok
+	return a.Value, a.At, ok
 }

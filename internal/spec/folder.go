@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // maxRead bounds what all files of a definition hold together, in bytes.
@@ -64,7 +66,7 @@ func IsDefinition(name string) bool {
 }
 
 // file returns the content of a regular file of the folder, at most
-// maxFileBytes. Symbolic links are followed inside of the folder only.
+// hclfile.MaxBytes. Symbolic links are followed inside of the folder only.
 func (f *folder) file(name string) ([]byte, error) {
 	if b, ok := f.cache[name]; ok {
 		return b, nil
@@ -97,12 +99,12 @@ func (f *folder) content(at string) ([]byte, error) {
 		return nil, plain(err)
 	}
 	defer func() { _ = file.Close() }()
-	b, err := io.ReadAll(io.LimitReader(file, maxFileBytes+1))
+	b, err := io.ReadAll(io.LimitReader(file, hclfile.MaxBytes+1))
 	if err != nil {
 		return nil, plain(err)
 	}
-	if len(b) > maxFileBytes {
-		return nil, fmt.Errorf("it has more than %d bytes", maxFileBytes)
+	if len(b) > hclfile.MaxBytes {
+		return nil, fmt.Errorf("it has more than %d bytes", hclfile.MaxBytes)
 	}
 	return b, nil
 }

@@ -4,15 +4,17 @@ import (
 	"bytes"
 
 	"github.com/hashicorp/hcl/v2/hclwrite"
+
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // Format returns a definition's file in its canonical form: the spacing and
 // the alignment of the hcl library, one final newline, no carriage returns.
 // What does not parse is refused with its diagnostics; name is used in them.
 func Format(name string, src []byte) ([]byte, error) {
-	r := &report{sources: map[string][]byte{}}
-	if parseBounded(name, src, r) == nil || r.failed() {
-		err := invalid(r.list())
+	r := &hclfile.Report{}
+	if hclfile.Parse(name, src, r) == nil || r.Failed() {
+		err := invalid(r.List())
 		err.Message = name + " cannot be formatted: it does not parse"
 		return nil, err
 	}

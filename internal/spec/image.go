@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // images reads all image blocks, sorted by name.
@@ -35,7 +36,7 @@ func (l *loader) all(kind string) []*instance {
 		for _, i := range list {
 			if first, ok := seen[i.name]; ok {
 				if first.block.Labels[0] != i.block.Labels[0] {
-					l.report.error(i.at(), "Duplicate "+kind, "%s %q is defined at %s already.", kind, i.name, place(first.at()))
+					l.report.Error(i.at(), "Duplicate "+kind, "%s %q is defined at %s already.", kind, i.name, hclfile.Place(first.at()))
 				}
 				continue
 			}
@@ -44,7 +45,7 @@ func (l *loader) all(kind string) []*instance {
 		}
 	}
 	if len(out) > maxAllObjects {
-		l.report.error(hcl.Range{}, "Too many blocks", "The definition makes %d %ss; at most %d are possible.", len(out), kind, maxAllObjects)
+		l.report.Error(hcl.Range{}, "Too many blocks", "The definition makes %d %ss; at most %d are possible.", len(out), kind, maxAllObjects)
 		return nil
 	}
 	return out
@@ -52,7 +53,7 @@ func (l *loader) all(kind string) []*instance {
 
 func (l *loader) image(i *instance) kiln.Image {
 	d := l.scope.decode(i.block.Body, i)
-	image := kiln.Image{Name: i.name, Platform: d.checked("platform", "Invalid platform", badPlatform), Hermetic: d.bool("hermetic", false)}
+	image := kiln.Image{Name: i.name, Platform: d.Checked("platform", "Invalid platform", badPlatform), Hermetic: d.Bool("hermetic", false)}
 	if image.Platform == "" {
 		image.Platform = "linux/" + runtime.GOARCH
 	}
@@ -65,12 +66,12 @@ func (l *loader) image(i *instance) kiln.Image {
 		kinds++
 		image.Debian = debian(inner)
 	}
-	if d.has("reference") {
+	if d.Has("reference") {
 		kinds++
-		image.Reference = d.checked("reference", "Invalid reference", badReference)
+		image.Reference = d.Checked("reference", "Invalid reference", badReference)
 	}
 	if kinds != 1 {
-		l.report.error(i.at(), "Which kind of image?", "An image has exactly one of dockerfile { ... }, debian { ... } and reference = \"...\"; image %q has %d.", i.block.Labels[0], kinds)
+		l.report.Error(i.at(), "Which kind of image?", "An image has exactly one of dockerfile { ... }, debian { ... } and reference = \"...\"; image %q has %d.", i.block.Labels[0], kinds)
 	}
 	return image
 }
@@ -85,28 +86,28 @@ func badPlatform(s string) string {
 func dockerfile(d *decoder) *kiln.Dockerfile {
 	out := &kiln.Dockerfile{
 		Context: ".", File: "Dockerfile",
-		Target: d.checked("target", "Invalid target", func(s string) string {
+		Target: d.Checked("target", "Invalid target", func(s string) string {
 			if !matches(`[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}`, s) {
 				return "is not the name of a stage."
 			}
 			return ""
 		}),
 	}
-	if p := d.checked("context", "Invalid path", badTreePath); p != "" {
+	if p := d.Checked("context", "Invalid path", badTreePath); p != "" {
 		out.Context = path.Clean(p)
 	}
-	if p := d.checked("file", "Invalid path", badTreePath); p != "" {
+	if p := d.Checked("file", "Invalid path", badTreePath); p != "" {
 		out.File = path.Clean(p)
 	}
-	for _, arg := range d.table("args", "a map of strings") {
-		if !matches(`[A-Za-z_][A-Za-z0-9_]*`, arg.key) || hasNUL(arg.value) {
-			d.report.error(arg.at, "Invalid argument of the build", "%q is not the name of an ARG, or its value holds a NUL byte.", arg.key)
+	for _, arg := range d.Table("args", "a map of strings") {
+		if !matches(`[A-Za-z_][A-Za-z0-9_]*`, arg.Key) || hasNUL(arg.Text) {
+			d.report.Error(arg.At, "Invalid argument of the build", "%q is not the name of an ARG, or its value holds a NUL byte.", arg.Key)
 			continue
 		}
 		if out.Args == nil {
 			out.Args = map[string]string{}
 		}
-		out.Args[arg.key] = arg.value
+		out.Args[arg.Key] = arg.Text
 	}
 	out.Contexts = contexts(d)
 	return out
@@ -114,24 +115,24 @@ func dockerfile(d *decoder) *kiln.Dockerfile {
 
 // contexts reads { base = image.base }.
 func contexts(d *decoder) map[string]string {
-	a, ok := d.value("contexts")
+	a, ok := d.Value("contexts")
 	if !ok {
 		return nil
 	}
 	if ty := a.Type(); !ty.IsObjectType() && !ty.IsMapType() {
-		d.report.error(a.at, "Unsuitable value", "contexts must be a map of images: { base = image.base }.")
+		d.report.Error(a.At, "Unsuitable value", "contexts must be a map of images: { base = image.base }.")
 		return nil
 	}
-	places := d.keyPlaces("contexts")
+	places := d.KeyPlaces("contexts")
 	out := map[string]string{}
 	for it := a.ElementIterator(); it.Next(); {
 		k, v := it.Element()
 		at := a
 		if r, ok := places[k.AsString()]; ok {
-			at.at = r
+			at.At = r
 		}
 		if !matches(`[a-z0-9]([a-z0-9._/:-]{0,126}[a-z0-9])?`, k.AsString()) {
-			d.report.error(at.at, "Invalid name", "%q is not a name that FROM can use.", k.AsString())
+			d.report.Error(at.At, "Invalid name", "%q is not a name that FROM can use.", k.AsString())
 			continue
 		}
 		if image := d.blockName(at, "contexts", "image", v); image != "" {
@@ -160,21 +161,21 @@ func badTreePath(s string) string {
 
 func debian(d *decoder) *kiln.Debian {
 	out := &kiln.Debian{
-		Suite: d.checked("suite", "Invalid suite", func(s string) string {
+		Suite: d.Checked("suite", "Invalid suite", func(s string) string {
 			if !matches(`[a-z][a-z0-9.-]{1,40}`, s) {
 				return "is not the name of a suite. Write \"bookworm\" or \"trixie\"."
 			}
 			return ""
 		}),
-		Mirror: d.checked("mirror", "Invalid mirror", badMirror),
-		Apt:    d.bool("apt", false),
+		Mirror: d.Checked("mirror", "Invalid mirror", badMirror),
+		Apt:    d.Bool("apt", false),
 	}
-	for _, p := range d.list("packages") {
-		if !matches(`[a-z0-9][a-z0-9+.-]{1,100}`, p.value) {
-			d.report.error(p.at, "Invalid package", "%s is not the name of a Debian package. Versions are kept in kiln.lock.", p.show(p.value))
+	for _, p := range d.List("packages") {
+		if !matches(`[a-z0-9][a-z0-9+.-]{1,100}`, p.Text) {
+			d.report.Error(p.At, "Invalid package", "%s is not the name of a Debian package. Versions are kept in kiln.lock.", p.Whole.Show(p.Text))
 			continue
 		}
-		out.Packages = append(out.Packages, p.value)
+		out.Packages = append(out.Packages, p.Text)
 	}
 	slices.Sort(out.Packages)
 	out.Packages = slices.Compact(out.Packages)
@@ -228,7 +229,7 @@ func (l *loader) checkImages(images []kiln.Image, places map[string]hcl.Range) {
 func (l *loader) walkImage(image string, above []string, byName map[string]kiln.Image, done map[string]bool, places map[string]hcl.Range) {
 	if at := slices.Index(above, image); at >= 0 {
 		circle := append(slices.Clone(above[at:]), image)
-		l.report.error(places[image], "Cycle", "These images are built from each other in a circle: %s.", strings.Join(circle, " -> "))
+		l.report.Error(places[image], "Cycle", "These images are built from each other in a circle: %s.", strings.Join(circle, " -> "))
 		return
 	}
 	this := byName[image]
@@ -242,7 +243,7 @@ func (l *loader) walkImage(image string, above []string, byName map[string]kiln.
 			continue
 		}
 		if base.Platform != this.Platform {
-			l.report.error(places[image], "Unlike platforms", "Image %q is for %s and its context %q, image %q, for %s.", image, this.Platform, as, base.Name, base.Platform)
+			l.report.Error(places[image], "Unlike platforms", "Image %q is for %s and its context %q, image %q, for %s.", image, this.Platform, as, base.Name, base.Platform)
 		}
 		l.walkImage(base.Name, above, byName, done, places)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 const (
@@ -57,7 +58,8 @@ type lockPackage struct {
 // *kiln.Error with diagnostics, or of code refused for a file that a newer
 // Kiln wrote.
 func ParseLock(src []byte) (lock kiln.Lock, err error) {
-	r := &report{sources: map[string][]byte{LockFile: src}}
+	r := &hclfile.Report{}
+	r.Source(LockFile, src)
 	if len(bytes.TrimSpace(src)) == 0 {
 		return kiln.Lock{}, nil
 	}
@@ -69,8 +71,8 @@ func ParseLock(src []byte) (lock kiln.Lock, err error) {
 	if ok {
 		lock = content.lock(r)
 	}
-	if r.failed() {
-		failure := invalid(r.list())
+	if r.Failed() {
+		failure := invalid(r.List())
 		failure.Message = LockFile + " cannot be read"
 		failure.Hint = "restore it from Git, or remove it and run `kiln up` to resolve everything anew"
 		return kiln.Lock{}, failure
@@ -78,14 +80,14 @@ func ParseLock(src []byte) (lock kiln.Lock, err error) {
 	return lock, nil
 }
 
-func decodeLock(src []byte, r *report) (content lockContent, ok bool) {
-	defer r.recovered(hcl.Range{Filename: LockFile, Start: hcl.InitialPos, End: hcl.InitialPos})
-	if at, found := conflictMarker(LockFile, src); found {
-		r.error(at, "Unresolved merge conflict", "Git left conflict markers in this file. Take either side whole; the next `kiln up` adds what is missing.")
+func decodeLock(src []byte, r *hclfile.Report) (content lockContent, ok bool) {
+	defer recovered(r, hcl.Range{Filename: LockFile, Start: hcl.InitialPos, End: hcl.InitialPos})
+	if at, found := hclfile.ConflictMarker(LockFile, src); found {
+		r.Error(at, "Unresolved merge conflict", "Git left conflict markers in this file. Take either side whole; the next `kiln up` adds what is missing.")
 		return content, false
 	}
 	if len(src) > maxLockBytes {
-		r.error(hcl.Range{}, "File too large", "%s has %d bytes; at most %d are read.", LockFile, len(src), maxLockBytes)
+		r.Error(hcl.Range{}, "File too large", "%s has %d bytes; at most %d are read.", LockFile, len(src), maxLockBytes)
 		return content, false
 	}
 	if !plainTokens(src, r) {
@@ -93,7 +95,7 @@ func decodeLock(src []byte, r *report) (content lockContent, ok bool) {
 	}
 	file, diags := hclsyntax.ParseConfig(src, LockFile, hcl.InitialPos)
 	if diags.HasErrors() {
-		r.hcl(diags)
+		r.HCL(diags)
 		return content, false
 	}
 	version := struct {
@@ -101,23 +103,23 @@ func decodeLock(src []byte, r *report) (content lockContent, ok bool) {
 		Rest    hcl.Body `hcl:",remain"`
 	}{}
 	if diags := gohcl.DecodeBody(file.Body, nil, &version); diags.HasErrors() {
-		r.hcl(diags)
+		r.HCL(diags)
 		return content, false
 	}
 	if content.Version = version.Version; content.Version > lockVersion {
 		return content, true
 	}
 	diags = gohcl.DecodeBody(file.Body, nil, &content)
-	r.hcl(diags)
+	r.HCL(diags)
 	return content, !diags.HasErrors()
 }
 
 // plainTokens says whether a file holds nothing but blocks and constants. What
 // would need evaluating, or nests deeply, is refused before it is parsed.
-func plainTokens(src []byte, r *report) bool {
+func plainTokens(src []byte, r *hclfile.Report) bool {
 	tokens, diags := hclsyntax.LexConfig(src, LockFile, hcl.InitialPos)
 	if diags.HasErrors() {
-		r.hcl(diags)
+		r.HCL(diags)
 		return false
 	}
 	depth := 0
@@ -130,11 +132,11 @@ func plainTokens(src []byte, r *report) bool {
 		case hclsyntax.TokenIdent, hclsyntax.TokenEqual, hclsyntax.TokenComma, hclsyntax.TokenNewline, hclsyntax.TokenEOF,
 			hclsyntax.TokenOQuote, hclsyntax.TokenCQuote, hclsyntax.TokenQuotedLit, hclsyntax.TokenNumberLit, hclsyntax.TokenComment:
 		default:
-			r.error(t.Range, "Not a lock file", "A lock file holds blocks and constants only. It is written by Kiln; do not edit it.")
+			r.Error(t.Range, "Not a lock file", "A lock file holds blocks and constants only. It is written by Kiln; do not edit it.")
 			return false
 		}
 		if depth > 8 {
-			r.error(t.Range, "Not a lock file", "Brackets are nested too deep. The file is written by Kiln; do not edit it.")
+			r.Error(t.Range, "Not a lock file", "Brackets are nested too deep. The file is written by Kiln; do not edit it.")
 			return false
 		}
 	}
@@ -142,12 +144,12 @@ func plainTokens(src []byte, r *report) bool {
 }
 
 // lock converts and checks what was decoded.
-func (c lockContent) lock(r *report) kiln.Lock {
+func (c lockContent) lock(r *hclfile.Report) kiln.Lock {
 	whole := hcl.Range{Filename: LockFile, Start: hcl.InitialPos, End: hcl.InitialPos}
 	digest := func(of, s string) kiln.Digest {
 		d, err := kiln.ParseDigest(s)
 		if err != nil {
-			r.error(whole, "Invalid digest", "%s: %s.", of, err)
+			r.Error(whole, "Invalid digest", "%s: %s.", of, err)
 		}
 		return d
 	}
@@ -155,7 +157,7 @@ func (c lockContent) lock(r *report) kiln.Lock {
 	for _, ref := range c.References {
 		locked := kiln.LockedReference{Reference: ref.Reference, Platforms: map[string]kiln.Digest{}}
 		if problem := badReference(ref.Reference); problem != "" {
-			r.error(whole, "Invalid reference", "%q %s", ref.Reference, problem)
+			r.Error(whole, "Invalid reference", "%q %s", ref.Reference, problem)
 		}
 		if ref.Index != "" {
 			locked.Index = digest(ref.Reference, ref.Index)
@@ -169,7 +171,7 @@ func (c lockContent) lock(r *report) kiln.Lock {
 		locked := kiln.LockedDebian{Key: digest(deb.Suite, deb.Key), Suite: deb.Suite, Platform: deb.Platform}
 		for _, p := range deb.Packages {
 			if p.Size < 0 {
-				r.error(whole, "Invalid size", "%s: %d is not a size.", p.Name, p.Size)
+				r.Error(whole, "Invalid size", "%s: %d is not a size.", p.Name, p.Size)
 			}
 			locked.Packages = append(locked.Packages, kiln.LockedPackage{
 				Name: p.Name, Version: p.Version, Architecture: p.Architecture, Digest: digest(p.Name, p.Digest), Size: p.Size, URL: p.URL,
@@ -183,15 +185,15 @@ func (c lockContent) lock(r *report) kiln.Lock {
 }
 
 // checkLock reports what is locked twice.
-func checkLock(l kiln.Lock, at hcl.Range, r *report) {
+func checkLock(l kiln.Lock, at hcl.Range, r *hclfile.Report) {
 	for i := 1; i < len(l.References); i++ {
 		if l.References[i].Reference == l.References[i-1].Reference {
-			r.error(at, "Locked twice", "%q is locked twice.", l.References[i].Reference)
+			r.Error(at, "Locked twice", "%q is locked twice.", l.References[i].Reference)
 		}
 	}
 	for i := 1; i < len(l.Debian); i++ {
 		if l.Debian[i].Key == l.Debian[i-1].Key {
-			r.error(at, "Locked twice", "The Debian image %s is locked twice.", l.Debian[i].Key.Short())
+			r.Error(at, "Locked twice", "The Debian image %s is locked twice.", l.Debian[i].Key.Short())
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
+
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // fuel is what one Load may spend: a unit is a step of a loop, an element that
@@ -18,6 +20,22 @@ const (
 // errExhausted is the panic that leaves an evaluation which spent its fuel.
 // The evaluator goes on after errors, so that nothing else would stop a loop.
 var errExhausted = errors.New("fuel exhausted")
+
+// recovered, deferred, turns a panic of evaluation into a diagnostic: the
+// meter's own, and those of the libraries that evaluate.
+func recovered(r *hclfile.Report, at hcl.Range) {
+	switch p := recover().(type) {
+	case nil:
+	case error:
+		if errors.Is(p, errExhausted) {
+			r.Error(at, "Too much to evaluate", "The definition makes values that are too large or takes too many steps. Make lists, strings and loops smaller.")
+			return
+		}
+		r.Error(at, "Cannot evaluate", "The evaluation broke: %v. Please report this as a defect, with the definition.", p)
+	default:
+		r.Error(at, "Cannot evaluate", "The evaluation broke: %v. Please report this as a defect, with the definition.", p)
+	}
+}
 
 // meter bounds the work and the memory of evaluation.
 type meter struct{ left int }

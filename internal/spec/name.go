@@ -2,14 +2,12 @@ package spec
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/agext/levenshtein"
-	"github.com/hashicorp/hcl/v2"
 )
 
 const maxName = 24
@@ -40,31 +38,8 @@ func matches(pattern, s string) bool {
 	return regexp.MustCompile(`\A(?:` + pattern + `)\z`).MatchString(s)
 }
 
-// suggest returns " Did you mean ...?" when a candidate is near, or else the
-// list of candidates when it is short.
-func suggest(given string, candidates []string) string {
-	candidates = slices.Clone(candidates)
-	slices.Sort(candidates)
-	near := max(2, len(given)/3)
-	if len(given) <= 3 { // "env" is not a misspelt "int"
-		near = 1
-	}
-	best, distance := "", near+1
-	for _, c := range candidates {
-		if d := levenshtein.Distance(given, c, nil); d < distance && d < len(c) {
-			best, distance = c, d
-		}
-	}
-	switch {
-	case best != "":
-		return fmt.Sprintf(" Did you mean %q?", best)
-	case len(candidates) == 0:
-		return " None is defined."
-	case len(candidates) <= 20:
-		return " There are: " + strings.Join(candidates, ", ") + "."
-	}
-	return ""
-}
+func hasNUL(s string) bool { return strings.ContainsRune(s, 0) }
 
-// place names a range for a sentence.
-func place(r hcl.Range) string { return fmt.Sprintf("%s:%d", r.Filename, r.Start.Line) }
+func compare(a, b string) int { return strings.Compare(a, b) }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -8,6 +8,7 @@ import (
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // A reference to a block is an object: kind and name say which block it is,
@@ -46,7 +47,7 @@ func (s *scope) expand(b *hclsyntax.Block) []*instance {
 	}
 	at := a.Expr.Range()
 	if problem := badForEach(v); problem != "" {
-		s.report.error(at, "Invalid for_each", "%s", problem)
+		s.report.Error(at, "Invalid for_each", "%s", problem)
 		return nil
 	}
 	list := []*instance{}
@@ -56,12 +57,12 @@ func (s *scope) expand(b *hclsyntax.Block) []*instance {
 			key = value
 		}
 		if key.IsNull() || key.AsString() == "" {
-			s.report.error(at, "Invalid for_each", "A key is null or empty.")
+			s.report.Error(at, "Invalid for_each", "A key is null or empty.")
 			return nil
 		}
 		name := b.Labels[0] + "-" + key.AsString()
 		if problem := badName(b.Type, name); problem != "" {
-			s.report.error(at, "Invalid for_each", "The key %q does not make a name of %s %q: %s", key.AsString(), b.Type, b.Labels[0], problem)
+			s.report.Error(at, "Invalid for_each", "The key %q does not make a name of %s %q: %s", key.AsString(), b.Type, b.Labels[0], problem)
 			return nil
 		}
 		list = append(list, &instance{name: name, key: key.AsString(), value: value, block: b})
@@ -179,8 +180,8 @@ func (s *scope) noAttribute(ref hcl.Traversal, name string, v cty.Value) {
 		known = append(known, n)
 	}
 	if name == "url" && v.Type().HasAttribute("port") {
-		s.report.error(ref.SourceRange(), "No url", "Service %q has no http or h2c port, so it has no url. Use .host and .port.NAME.number, or .port.NAME.address.", v.GetAttr("name").AsString())
+		s.report.Error(ref.SourceRange(), "No url", "Service %q has no http or h2c port, so it has no url. Use .host and .port.NAME.number, or .port.NAME.address.", v.GetAttr("name").AsString())
 		return
 	}
-	s.report.error(ref.SourceRange(), "Unknown reference", "There is no %q here.%s", name, suggest(name, known))
+	s.report.Error(ref.SourceRange(), "Unknown reference", "There is no %q here.%s", name, hclfile.Suggest(name, known))
 }

@@ -38,7 +38,7 @@ func TestReferencePage(t *testing.T) {
 	if diff := cmp.Diff(string(page), got); diff != "" {
 		t.Errorf("the page is not what the schema says; run with -update: %s", diff)
 	}
-	for _, path := range allPaths(rootSchema(), "") {
+	for _, path := range rootSchema().Paths() {
 		if !seen[path] {
 			t.Errorf("the page has no table of %q", path)
 		}
@@ -71,52 +71,11 @@ func tableOf(t *testing.T, path string) string {
 	}
 	s := rootSchema()
 	for name := range strings.SplitSeq(path, " ") {
-		inner, ok := s.block(name)
+		inner, ok := s.Block(name)
 		if !ok {
 			t.Fatalf("the schema has no %q", path)
 		}
 		s = inner
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", s.Doc)
-	if len(s.Arguments) > 0 {
-		b.WriteString("| argument | type | default | range | meaning |\n|---|---|---|---|---|\n")
-	}
-	for _, a := range s.Arguments {
-		def := a.Default
-		if a.Required {
-			def = "required"
-		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", a.Name, a.Type, def, a.Range, a.Doc)
-	}
-	for i := range s.Blocks {
-		many := "any number"
-		if s.Blocks[i].Single {
-			many = "at most one"
-		}
-		label := ""
-		for _, l := range s.Blocks[i].Labels {
-			label = ` "` + strings.ToUpper(l) + `"`
-		}
-		if i == 0 {
-			b.WriteString("\nBlocks inside: ")
-		} else {
-			b.WriteString(", ")
-		}
-		fmt.Fprintf(&b, "`%s%s` (%s)", s.Blocks[i].Name, label, many)
-	}
-	if len(s.Blocks) > 0 {
-		b.WriteString(".\n")
-	}
-	return b.String()
-}
-
-func allPaths(s *blockSchema, prefix string) []string {
-	var out []string
-	for i := range s.Blocks {
-		path := strings.TrimSpace(prefix + " " + s.Blocks[i].Name)
-		out = append(out, path)
-		out = append(out, allPaths(&s.Blocks[i], path)...)
-	}
-	return out
+	return s.Table()
 }

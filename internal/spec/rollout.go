@@ -13,11 +13,11 @@ func rollout(d *decoder, ports []kiln.Port) kiln.Strategy {
 	if inner == nil {
 		return out
 	}
-	out.Park = inner.duration("park", out.Park, 0, 168*time.Hour)
+	out.Park = inner.Duration("park", out.Park, 0, 168*time.Hour)
 	seen := map[string]bool{}
-	for _, b := range inner.blocks("verify", 1) {
+	for _, b := range inner.Blocks("verify", 1) {
 		if seen[b.Labels[0]] {
-			d.report.error(b.DefRange(), "Duplicate check", "There is a verify block %q already.", b.Labels[0])
+			d.report.Error(b.DefRange(), "Duplicate check", "There is a verify block %q already.", b.Labels[0])
 		}
 		seen[b.Labels[0]] = true
 		out.Verify = append(out.Verify, verify(d.decode(b.Body, d.each), b.Labels[0], ports))
@@ -28,20 +28,20 @@ func rollout(d *decoder, ports []kiln.Port) kiln.Strategy {
 func verify(d *decoder, name string, ports []kiln.Port) kiln.Verify {
 	out := kiln.Verify{
 		Name:    name,
-		HTTP:    d.checked("http", "Invalid path", badRequestPath),
-		Status:  int(d.number("status", 0, 100, 599)),
+		HTTP:    d.Checked("http", "Invalid path", badRequestPath),
+		Status:  int(d.Number("status", 0, 100, 599)),
 		Command: d.strings("command"),
 		Image:   d.block("image", "image"),
-		Timeout: d.duration("timeout", time.Minute, time.Second, time.Hour),
+		Timeout: d.Duration("timeout", time.Minute, time.Second, time.Hour),
 	}
-	_, out.Body, _ = d.text("body")
+	_, out.Body, _ = d.Text("body")
 	switch {
-	case d.has("http") == d.has("command"):
-		d.report.error(d.at("http"), "Which kind of check?", "A verify block has exactly one of http and command.")
+	case d.Has("http") == d.Has("command"):
+		d.report.Error(d.At("http"), "Which kind of check?", "A verify block has exactly one of http and command.")
 		return out
-	case d.has("command"):
-		if a, ok := d.value("command"); ok && a.CanIterateElements() && a.LengthInt() == 0 {
-			d.report.error(d.at("command"), "Unsuitable value", "The command is empty.")
+	case d.Has("command"):
+		if a, ok := d.Value("command"); ok && a.CanIterateElements() && a.LengthInt() == 0 {
+			d.report.Error(d.At("command"), "Unsuitable value", "The command is empty.")
 		}
 		d.refuse("command", "port", "status", "body")
 		return out
@@ -50,7 +50,7 @@ func verify(d *decoder, name string, ports []kiln.Port) kiln.Verify {
 	port, ok := d.port("port", ports, kiln.ProtocolTCP)
 	out.Port = port.Name
 	if ok && port.Protocol == kiln.ProtocolTCP {
-		d.report.error(d.at("port"), "Wrong protocol", "Port %q speaks tcp, so it cannot answer an http check.", port.Name)
+		d.report.Error(d.At("port"), "Wrong protocol", "Port %q speaks tcp, so it cannot answer an http check.", port.Name)
 	}
 	return out
 }
@@ -58,8 +58,8 @@ func verify(d *decoder, name string, ports []kiln.Port) kiln.Verify {
 // refuse reports arguments that make no sense beside another.
 func (d *decoder) refuse(beside string, names ...string) {
 	for _, name := range names {
-		if d.has(name) {
-			d.report.error(d.at(name), "Conflicting arguments", "%s has no meaning beside %s.", name, beside)
+		if d.Has(name) {
+			d.report.Error(d.At(name), "Conflicting arguments", "%s has no meaning beside %s.", name, beside)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // routes reads all route blocks, sorted by name.
@@ -38,7 +39,7 @@ func (l *loader) claim(r kiln.Route, i *instance, claimed map[string]*instance) 
 		return // wrong, and reported
 	}
 	if first, ok := claimed[key]; ok {
-		l.report.error(i.at(), "Claimed twice", "Routes %q (at %s) and %q both claim %s. A host and path, or an address, belongs to one route.", first.name, place(first.at()), r.Name, key)
+		l.report.Error(i.at(), "Claimed twice", "Routes %q (at %s) and %q both claim %s. A host and path, or an address, belongs to one route.", first.name, hclfile.Place(first.at()), r.Name, key)
 		return
 	}
 	claimed[key] = i
@@ -52,11 +53,11 @@ func (l *loader) route(i *instance, services map[string]kiln.Service) kiln.Route
 		return r // reported by the reference
 	}
 	if len(service.Ports) == 0 {
-		l.report.error(d.at("to"), "No port", "Service %q has no port, so no traffic can go to it. Add a port block to it.", r.Service)
+		l.report.Error(d.At("to"), "No port", "Service %q has no port, so no traffic can go to it. Add a port block to it.", r.Service)
 		return r
 	}
 	port := service.Ports[0]
-	if d.has("port") {
+	if d.Has("port") {
 		if port, ok = d.port("port", service.Ports, ""); !ok {
 			return r
 		}
@@ -72,18 +73,18 @@ func (l *loader) route(i *instance, services map[string]kiln.Service) kiln.Route
 
 func (l *loader) tcpRoute(d *decoder, r *kiln.Route) {
 	for _, name := range []string{"host", "path"} {
-		if d.has(name) {
-			l.report.error(d.at(name), "Conflicting arguments", "Port %q of service %q speaks tcp, which knows no %s. Write listen = \"ADDRESS:PORT\".", r.Port, r.Service, name)
+		if d.Has(name) {
+			l.report.Error(d.At(name), "Conflicting arguments", "Port %q of service %q speaks tcp, which knows no %s. Write listen = \"ADDRESS:PORT\".", r.Port, r.Service, name)
 		}
 	}
 	if tls := d.single("tls"); tls != nil {
-		l.report.error(d.at("listen"), "Conflicting arguments", "A tcp route carries bytes as they are; its service does the TLS.")
+		l.report.Error(d.At("listen"), "Conflicting arguments", "A tcp route carries bytes as they are; its service does the TLS.")
 	}
-	if !d.has("listen") {
-		l.report.error(d.at("listen"), "Missing argument", "Port %q of service %q speaks tcp, so its route needs listen = \"ADDRESS:PORT\".", r.Port, r.Service)
+	if !d.Has("listen") {
+		l.report.Error(d.At("listen"), "Missing argument", "Port %q of service %q speaks tcp, so its route needs listen = \"ADDRESS:PORT\".", r.Port, r.Service)
 		return
 	}
-	listen := d.checked("listen", "Invalid address", badListen)
+	listen := d.Checked("listen", "Invalid address", badListen)
 	if a, err := netip.ParseAddrPort(listen); err == nil {
 		r.Listen = a.String()
 	}
@@ -101,20 +102,20 @@ func badListen(s string) string {
 }
 
 func (l *loader) httpRoute(d *decoder, r *kiln.Route) {
-	if d.has("listen") {
-		l.report.error(d.at("listen"), "Conflicting arguments", "Port %q of service %q is reached by its host through the gateway's own listeners; listen is for tcp ports.", r.Port, r.Service)
+	if d.Has("listen") {
+		l.report.Error(d.At("listen"), "Conflicting arguments", "Port %q of service %q is reached by its host through the gateway's own listeners; listen is for tcp ports.", r.Port, r.Service)
 	}
-	if !d.has("host") {
-		l.report.error(d.at("host"), "Missing argument", "A route to an http port needs the host that requests are for: host = \"shop.example.com\".")
+	if !d.Has("host") {
+		l.report.Error(d.At("host"), "Missing argument", "A route to an http port needs the host that requests are for: host = \"shop.example.com\".")
 	}
-	r.Host = strings.ToLower(d.checked("host", "Invalid host", func(s string) string {
+	r.Host = strings.ToLower(d.Checked("host", "Invalid host", func(s string) string {
 		if strings.HasPrefix(s, "*") {
 			return "has a wildcard. Write one route for each host; for_each makes them."
 		}
 		return badHost(strings.ToLower(s))
 	}))
 	r.Path = "/"
-	if p := d.checked("path", "Invalid path", badRoutePath); p != "" {
+	if p := d.Checked("path", "Invalid path", badRoutePath); p != "" {
 		r.Path = p
 	}
 	r.TLS = l.tls(d, r)
@@ -135,22 +136,22 @@ func (l *loader) tls(d *decoder, r *kiln.Route) kiln.TLS {
 	inner := d.single("tls")
 	if inner == nil {
 		if !local && r.Host != "" {
-			l.report.warn(d.at("host"), "No TLS", "Traffic of %s is not encrypted. Add tls { mode = \"acme\" }, or say tls { mode = \"off\" } when that is meant.", r.Host)
+			l.report.Warn(d.At("host"), "No TLS", "Traffic of %s is not encrypted. Add tls { mode = \"acme\" }, or say tls { mode = \"off\" } when that is meant.", r.Host)
 		}
 		return kiln.TLS{Mode: "off"}
 	}
-	mode := inner.checked("mode", "Unknown mode", func(s string) string {
+	mode := inner.Checked("mode", "Unknown mode", func(s string) string {
 		modes := []string{"off", "acme", "local", "files"}
 		if slices.Contains(modes, s) {
 			return ""
 		}
-		return "is not a mode of TLS." + suggest(s, modes)
+		return "is not a mode of TLS." + hclfile.Suggest(s, modes)
 	})
-	out := kiln.TLS{Mode: mode, Cert: inner.checked("cert", "Invalid path", badAbsolute), Key: inner.checked("key", "Invalid path", badAbsolute)}
-	at := inner.at("mode")
+	out := kiln.TLS{Mode: mode, Cert: inner.Checked("cert", "Invalid path", badAbsolute), Key: inner.Checked("key", "Invalid path", badAbsolute)}
+	at := inner.At("mode")
 	switch {
-	case mode == "files" && (!inner.has("cert") || !inner.has("key")):
-		l.report.error(at, "Missing argument", "Mode files needs cert and key.")
+	case mode == "files" && (!inner.Has("cert") || !inner.Has("key")):
+		l.report.Error(at, "Missing argument", "Mode files needs cert and key.")
 	case mode != "files":
 		inner.refuse("mode = \""+mode+"\"", "cert", "key")
 	}
@@ -161,8 +162,8 @@ func (l *loader) tls(d *decoder, r *kiln.Route) kiln.TLS {
 func (l *loader) checkTLS(mode string, at hcl.Range, local bool, host string) {
 	switch {
 	case mode == "acme" && (local || !strings.Contains(host, ".")):
-		l.report.error(at, "Wrong mode", "No public authority certifies %q. Use mode = \"local\".", host)
+		l.report.Error(at, "Wrong mode", "No public authority certifies %q. Use mode = \"local\".", host)
 	case mode == "local" && !local:
-		l.report.error(at, "Wrong mode", "The local authority is for .localhost names; %q is not one.", host)
+		l.report.Error(at, "Wrong mode", "The local authority is for .localhost names; %q is not one.", host)
 	}
 }

@@ -1,99 +1,41 @@
 package spec
 
-import "slices"
-
-// argumentSchema is one argument of a block. Type, Default and Range are the
-// words that the reference shows.
-type argumentSchema struct {
-	Name     string
-	Type     string
-	Default  string // empty means none
-	Range    string
-	Doc      string
-	Required bool
-}
-
-// blockSchema is one kind of block.
-type blockSchema struct {
-	Name   string
-	Labels []string // what each label is; labels are names unless Free
-	Free   bool     // the block's arguments may have any name
-	// Single blocks stand at most once in their parent.
-	Single bool
-	// Kinds are the values that the label may have; nil for any name.
-	Kinds []string
-	// Later are argument and block names that a later version understands.
-	Later []string
-	// LaterKinds are labels that a later version understands.
-	LaterKinds []string
-	Doc        string
-	Arguments  []argumentSchema
-	Blocks     []blockSchema
-}
-
-func (s *blockSchema) hasArgument(name string) bool {
-	return slices.ContainsFunc(s.Arguments, func(a argumentSchema) bool { return a.Name == name })
-}
-
-func (s *blockSchema) block(name string) (*blockSchema, bool) {
-	for i := range s.Blocks {
-		if s.Blocks[i].Name == name {
-			return &s.Blocks[i], true
-		}
-	}
-	return nil, false
-}
-
-func (s *blockSchema) argumentNames() []string {
-	var names []string
-	for _, a := range s.Arguments {
-		names = append(names, a.Name)
-	}
-	return names
-}
-
-func (s *blockSchema) blockNames() []string {
-	var names []string
-	for i := range s.Blocks {
-		names = append(names, s.Blocks[i].Name)
-	}
-	return names
-}
+import "github.com/kilnproject/kiln/internal/hclfile"
 
 // forEach is the argument of the blocks that can be repeated.
-func forEach() argumentSchema {
-	return argumentSchema{
+func forEach() hclfile.Argument {
+	return hclfile.Argument{
 		Name: "for_each", Type: "map or set of strings", Range: "1000 entries",
 		Doc: "Makes one instance of the block per entry, named `<label>-<key>`. `each.key` and `each.value` are the entry.",
 	}
 }
 
 // rootSchema is the whole language. It is built anew by every call.
-func rootSchema() *blockSchema {
-	return &blockSchema{
+func rootSchema() *hclfile.Block {
+	return &hclfile.Block{
 		Name:  "file",
 		Later: []string{"secret", "stack", "policy", "cluster", "engine", "notify", "schedule"},
-		Blocks: []blockSchema{
+		Blocks: []hclfile.Block{
 			imageSchema(), serviceSchema(), routeSchema(), environmentSchema(), variableSchema(),
 			{Name: "locals", Free: true, Doc: "Names for values, used as `local.NAME`. Each argument is one."},
 		},
 	}
 }
 
-func imageSchema() blockSchema {
-	return blockSchema{
+func imageSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "image", Labels: []string{"name"}, Later: []string{"gate", "scan", "sign", "machine"},
 		Doc: "An image that services run from: baked from a Dockerfile or from Debian packages, or taken from a registry. Exactly one of `dockerfile`, `debian` and `reference`.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			forEach(),
 			{Name: "platform", Type: "string", Default: "`linux/` and the machine's architecture", Range: "`linux/ARCH` or `linux/ARCH/VARIANT`", Doc: "What the image is baked for."},
 			{Name: "hermetic", Type: "bool", Default: "`false`", Doc: "Bakes without any network."},
 			{Name: "reference", Type: "string", Range: "`host/name:tag` or `host/name@sha256:...`", Doc: "An image of a registry. `kiln.lock` keeps the digests that it resolved to."},
 		},
-		Blocks: []blockSchema{
+		Blocks: []hclfile.Block{
 			{
 				Name: "dockerfile", Single: true, Doc: "Bakes the image from a Dockerfile.",
-				Arguments: []argumentSchema{
+				Arguments: []hclfile.Argument{
 					{Name: "context", Type: "string", Default: "`\".\"`", Range: "a folder below the definition's", Doc: "The folder that COPY and ADD read from, without what its .dockerignore names."},
 					{Name: "file", Type: "string", Default: "`\"Dockerfile\"`", Range: "a path below the context", Doc: "The Dockerfile."},
 					{Name: "target", Type: "string", Doc: "The stage to stop at; the last when not said."},
@@ -103,7 +45,7 @@ func imageSchema() blockSchema {
 			},
 			{
 				Name: "debian", Single: true, Doc: "Bakes the image from signed Debian archives, without a registry.",
-				Arguments: []argumentSchema{
+				Arguments: []hclfile.Argument{
 					{Name: "suite", Type: "string", Required: true, Range: "a suite's name", Doc: "The Debian release: `\"bookworm\"`."},
 					{Name: "packages", Type: "list of strings", Range: "names of packages", Doc: "What to install besides the minimal system, with dependencies."},
 					{Name: "mirror", Type: "string", Default: "the Debian suites of the machine's own apt", Range: "http or https URL", Doc: "The archive's base URL. Needed where the machine is not Debian."},
@@ -114,11 +56,11 @@ func imageSchema() blockSchema {
 	}
 }
 
-func routeSchema() blockSchema {
-	return blockSchema{
+func routeSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "route", Labels: []string{"name"}, Later: []string{"redirect", "auth", "rate_limit", "headers", "mirror"},
 		Doc: "Where public traffic enters. A host and path belong to one route.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			forEach(),
 			{Name: "to", Type: "service", Required: true, Doc: "The service that answers: `service.web`."},
 			{Name: "port", Type: "string", Default: "the service's first port", Range: "name of a port of the service", Doc: "Which port of the service."},
@@ -126,9 +68,9 @@ func routeSchema() blockSchema {
 			{Name: "path", Type: "string", Default: "`\"/\"`", Range: "begins with `/`", Doc: "The prefix, in whole segments, of the paths that the route takes. The longest wins."},
 			{Name: "listen", Type: "string", Range: "`ADDRESS:PORT`", Doc: "The gateway's own address for a tcp port. Required for tcp ports, not possible for others."},
 		},
-		Blocks: []blockSchema{{
+		Blocks: []hclfile.Block{{
 			Name: "tls", Single: true, Doc: "How the host gets its certificate. Without this block the route is plain HTTP.",
-			Arguments: []argumentSchema{
+			Arguments: []hclfile.Argument{
 				{Name: "mode", Type: "string", Required: true, Range: "`\"off\"`, `\"acme\"`, `\"local\"`, `\"files\"`", Doc: "`acme` asks a public authority; `local` uses an authority of this machine and is for `.localhost` names; `files` takes `cert` and `key`."},
 				{Name: "cert", Type: "string", Range: "absolute path on the gateway's machine", Doc: "The certificate chain in PEM, with mode `files`."},
 				{Name: "key", Type: "string", Range: "absolute path on the gateway's machine", Doc: "The private key in PEM, with mode `files`."},
@@ -137,11 +79,11 @@ func routeSchema() blockSchema {
 	}
 }
 
-func environmentSchema() blockSchema {
-	return blockSchema{
+func environmentSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "environment", Labels: []string{"name"}, Later: []string{"promote", "approve", "track", "window", "engine"},
 		Doc: "One isolated running copy of the definition. Its arguments are constants: they may use functions but no references.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			{Name: "branch", Type: "string", Range: "name of a branch", Doc: "Binds the environment to a branch: other branches and uncommitted changes are refused."},
 			{Name: "branches", Type: "list of strings", Range: "patterns; `*` does not match `/`", Doc: "One environment for every branch that matches, named `<name>-<branch>`. Not together with `branch`."},
 			{Name: "ttl", Type: "duration", Range: "1m to 8760h", Doc: "How long after its last release went live an environment of `branches` ends by itself."},
@@ -150,19 +92,19 @@ func environmentSchema() blockSchema {
 	}
 }
 
-func variableSchema() blockSchema {
-	return blockSchema{
+func variableSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "variable", Labels: []string{"variable"},
 		Doc: "A value from outside, used as `var.NAME`. It comes from, in this order: `--var name=value`, `--var-file`, `KILN_VAR_name`, the environment's `values`, `default`.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			{Name: "type", Type: "type", Default: "`any`", Range: "`string`, `number`, `bool`, `list(T)`, `set(T)`, `map(T)`, `object({...})`, `tuple([...])`, `any`", Doc: "What the value is converted to."},
 			{Name: "default", Type: "constant", Doc: "The value when none is given. Without it, a value must be given."},
 			{Name: "description", Type: "string", Doc: "What the variable is for; shown when it is missing."},
 			{Name: "sensitive", Type: "bool", Default: "`false`", Doc: "Keeps the value out of diagnostics."},
 		},
-		Blocks: []blockSchema{{
+		Blocks: []hclfile.Block{{
 			Name: "validation", Doc: "A rule for the value. There may be several.",
-			Arguments: []argumentSchema{
+			Arguments: []hclfile.Argument{
 				{Name: "condition", Type: "bool", Required: true, Doc: "Must be true."},
 				{Name: "error_message", Type: "string", Required: true, Doc: "What is said when it is not."},
 			},

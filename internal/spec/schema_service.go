@@ -1,11 +1,13 @@
 package spec
 
-func serviceSchema() blockSchema {
-	return blockSchema{
+import "github.com/kilnproject/kiln/internal/hclfile"
+
+func serviceSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "service", Labels: []string{"name"},
 		Later: []string{"lifetime", "secrets", "autoscale", "volume", "schedule", "drift"},
 		Doc:   "A template and a count of instances. With ports it serves, under its own name inside of the environment; without, it is a worker.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			forEach(),
 			{Name: "image", Type: "image", Required: true, Doc: "What the instances run from: `image.web`."},
 			{Name: "count", Type: "number", Default: "`1`", Range: "0 to 1000", Doc: "How many instances."},
@@ -24,24 +26,24 @@ func serviceSchema() blockSchema {
 			{Name: "grace", Type: "duration", Default: "`\"10s\"`", Range: "0s to 1h", Doc: "From the stop signal to SIGKILL."},
 			{Name: "start_timeout", Type: "duration", Default: "`\"60s\"`", Range: "1s to 1h", Doc: "How long an instance may take to become ready."},
 		},
-		Blocks: []blockSchema{portSchema(), readySchema(), limitsSchema(), rolloutSchema()},
+		Blocks: []hclfile.Block{portSchema(), readySchema(), limitsSchema(), rolloutSchema()},
 	}
 }
 
-func portSchema() blockSchema {
-	return blockSchema{
+func portSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "port", Labels: []string{"name"}, Doc: "A port that instances listen on. The first is the default of routes, probes and checks.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			{Name: "number", Type: "number", Required: true, Range: "1 to 65535", Doc: "The port's number."},
 			{Name: "protocol", Type: "string", Default: "`\"http\"`", Range: "`\"http\"`, `\"h2c\"`, `\"tcp\"`", Doc: "What it speaks. `h2c` is HTTP/2 without TLS."},
 		},
 	}
 }
 
-func readySchema() blockSchema {
-	return blockSchema{
+func readySchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "ready", Single: true, Doc: "When an instance is ready, asked from its first millisecond to its end. Without `http` and `tcp`: a connection to the first port; for a worker, that its process runs, and in a rollout that it has run for a second.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			{Name: "http", Type: "string", Range: "a path", Doc: "An answer of 200 to 399 is ready."},
 			{Name: "tcp", Type: "bool", Default: "`false`", Doc: "A connection is enough. Not together with `http`."},
 			{Name: "port", Type: "string", Default: "the first port", Range: "name of a port", Doc: "Which port is asked."},
@@ -52,10 +54,10 @@ func readySchema() blockSchema {
 	}
 }
 
-func limitsSchema() blockSchema {
-	return blockSchema{
+func limitsSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "limits", Single: true, Doc: "What one instance may use.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			{Name: "memory", Type: "size", Default: "`\"256MiB\"`", Range: "4MiB to 1TiB", Doc: "Memory, tmpfs included. An instance that wants more is killed."},
 			{Name: "cpu", Type: "number", Default: "unlimited", Range: "0.01 to 1024", Doc: "Cores."},
 			{Name: "pids", Type: "number", Default: "`256`", Range: "4 to 1000000", Doc: "Processes and threads."},
@@ -69,18 +71,18 @@ func limitsSchema() blockSchema {
 	}
 }
 
-func rolloutSchema() blockSchema {
-	return blockSchema{
+func rolloutSchema() hclfile.Block {
+	return hclfile.Block{
 		Name: "rollout", Labels: []string{"strategy"}, Single: true,
 		Kinds: []string{"blue-green"}, LaterKinds: []string{"canary", "rolling"},
 		Later: []string{"steps", "analysis", "guard", "surge", "batch"},
 		Doc:   "How a new release takes over. `blue-green` starts the new instances beside the old ones, verifies them, then moves all traffic at once.",
-		Arguments: []argumentSchema{
+		Arguments: []hclfile.Argument{
 			{Name: "park", Type: "duration", Default: "`\"30m\"`", Range: "0s to 168h", Doc: "How long the previous release stays warm, to be rolled back to at once."},
 		},
-		Blocks: []blockSchema{{
+		Blocks: []hclfile.Block{{
 			Name: "verify", Labels: []string{"title"}, Doc: "A check of the new release before it has traffic: an HTTP request to each new instance, or a command run beside them. Exactly one of `http` and `command`.",
-			Arguments: []argumentSchema{
+			Arguments: []hclfile.Argument{
 				{Name: "http", Type: "string", Range: "a path", Doc: "The path to ask for."},
 				{Name: "port", Type: "string", Default: "the first http or h2c port", Range: "name of a port", Doc: "Which port is asked."},
 				{Name: "status", Type: "number", Default: "any of 200 to 399", Range: "100 to 599", Doc: "The status that the answer must have."},

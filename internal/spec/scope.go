@@ -12,13 +12,14 @@ import (
 	"github.com/zclconf/go-cty/cty/function"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // scope evaluates expressions. What they refer to is evaluated when it is
 // first needed, once.
 type scope struct {
 	doc         *document
-	report      *report
+	report      *hclfile.Report
 	meter       *meter
 	functions   map[string]function.Function
 	environment *kiln.Environment
@@ -40,7 +41,7 @@ type node struct {
 	ok      bool // false when it has errors, which were reported
 }
 
-func newScope(doc *document, f *folder, r *report) *scope {
+func newScope(doc *document, f *folder, r *hclfile.Report) *scope {
 	s := &scope{
 		doc: doc, report: r, meter: &meter{left: fuel},
 		variables: map[string]cty.Value{},
@@ -66,7 +67,7 @@ func (s *scope) eval(expr hclsyntax.Expression, each *instance) (value cty.Value
 // when it does. It returns false when there was an error, which is reported.
 func (s *scope) constant(expr hclsyntax.Expression, why string) bool {
 	if refs := s.references(expr); len(refs) > 0 {
-		s.report.error(refs[0].SourceRange(), "No references here", "%s", why)
+		s.report.Error(refs[0].SourceRange(), "No references here", "%s", why)
 		return false
 	}
 	_, ok := s.value(expr, &hcl.EvalContext{Functions: s.functions})
@@ -77,15 +78,15 @@ func (s *scope) value(expr hclsyntax.Expression, ctx *hcl.EvalContext) (value ct
 	if s.meter.left == 0 {
 		return cty.DynamicVal, false // reported when it ran out
 	}
-	defer s.report.recovered(expr.Range())
+	defer recovered(s.report, expr.Range())
 	v, diags := expr.Value(ctx)
 	for _, d := range diags {
 		if unknown, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](d); ok {
 			name := unknown.CalledFunctionName()
-			d.Detail = fmt.Sprintf("There is no function %q.%s", name, suggest(name, sortedKeys(ctx.Functions)))
+			d.Detail = fmt.Sprintf("There is no function %q.%s", name, hclfile.Suggest(name, sortedKeys(ctx.Functions)))
 		}
 	}
-	s.report.hcl(diags)
+	s.report.HCL(diags)
 	if diags.HasErrors() {
 		return cty.DynamicVal, false
 	}
@@ -133,7 +134,7 @@ func (s *scope) refer(ref hcl.Traversal, each *instance, values map[string]cty.V
 	switch root := ref.RootName(); root {
 	case "each":
 		if each == nil || each.key == "" {
-			s.report.error(ref.SourceRange(), "No each here", "each.key and each.value exist only in blocks that have for_each.")
+			s.report.Error(ref.SourceRange(), "No each here", "each.key and each.value exist only in blocks that have for_each.")
 			return false
 		}
 		values["key"], values["value"] = cty.StringVal(each.key), each.value
@@ -153,8 +154,8 @@ func (s *scope) refer(ref hcl.Traversal, each *instance, values map[string]cty.V
 		values[name] = v
 		return s.checkURL(ref, v)
 	default:
-		s.report.error(ref.SourceRange(), "Unknown reference", "Nothing is called %q.%s", root,
-			suggest(root, []string{"var", "local", "image", "service", "environment", "each"}))
+		s.report.Error(ref.SourceRange(), "Unknown reference", "Nothing is called %q.%s", root,
+			hclfile.Suggest(root, []string{"var", "local", "image", "service", "environment", "each"}))
 		return false
 	}
 }
@@ -172,7 +173,7 @@ func (s *scope) referredName(ref hcl.Traversal) (string, bool) {
 			}
 		}
 	}
-	s.report.error(ref.SourceRange(), "Incomplete reference", "%s needs a name: %s.NAME.", ref.RootName(), ref.RootName())
+	s.report.Error(ref.SourceRange(), "Incomplete reference", "%s needs a name: %s.NAME.", ref.RootName(), ref.RootName())
 	return "", false
 }
 
@@ -207,7 +208,7 @@ func (s *scope) cycle(n *node, at hcl.Range) {
 		names = append(names, on.name)
 	}
 	names = append(names, n.name)
-	s.report.error(at, "Cycle", "These refer to each other in a circle: %s. Break it at one of them.", strings.Join(names, " -> "))
+	s.report.Error(at, "Cycle", "These refer to each other in a circle: %s. Break it at one of them.", strings.Join(names, " -> "))
 }
 
 // define evaluates a named thing.
@@ -238,7 +239,7 @@ func (s *scope) define(root, name string, at hcl.Range) (cty.Value, bool) {
 }
 
 func (s *scope) unknown(at hcl.Range, kind, name string, known []string) {
-	s.report.error(at, "Unknown "+kind, "There is no %s %q.%s", kind, name, suggest(name, known))
+	s.report.Error(at, "Unknown "+kind, "There is no %s %q.%s", kind, name, hclfile.Suggest(name, known))
 }
 
 // evaluateLocals evaluates those that nothing refers to as well, so that their

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // services reads all service blocks, sorted by name.
@@ -30,24 +31,24 @@ func (l *loader) services() []kiln.Service {
 
 func (l *loader) service(i *instance, services map[string]bool) kiln.Service {
 	d := l.scope.decode(i.block.Body, i)
-	s := kiln.Service{Name: i.name, Image: d.block("image", "image"), Count: int(d.number("count", 1, 0, 1000))}
+	s := kiln.Service{Name: i.name, Image: d.block("image", "image"), Count: int(d.Number("count", 1, 0, 1000))}
 	ports, portsOK := l.scope.ports(i)
 	s.Ports = ports
 	s.Config = kiln.Config{
 		Entrypoint: d.strings("entrypoint"),
 		Command:    d.strings("command"),
 		Env:        env(d),
-		User:       d.checked("user", "Invalid user", badUser),
-		WorkingDir: d.checked("working_dir", "Invalid path", badAbsolute),
+		User:       d.Checked("user", "Invalid user", badUser),
+		WorkingDir: d.Checked("working_dir", "Invalid path", badAbsolute),
 		Limits:     limits(d),
 		Egress:     egress(d, services),
-		HostRoot:   d.bool("host_root", false),
-		NoInit:     !d.bool("init", true),
-		StopSignal: d.checked("stop_signal", "Invalid signal", badSignal),
-		Drain:      d.duration("drain", 30*time.Second, 0, 24*time.Hour),
-		Grace:      d.duration("grace", 10*time.Second, 0, time.Hour),
+		HostRoot:   d.Bool("host_root", false),
+		NoInit:     !d.Bool("init", true),
+		StopSignal: d.Checked("stop_signal", "Invalid signal", badSignal),
+		Drain:      d.Duration("drain", 30*time.Second, 0, 24*time.Hour),
+		Grace:      d.Duration("grace", 10*time.Second, 0, time.Hour),
 	}
-	s.Config.StartTimeout = d.duration("start_timeout", time.Minute, time.Second, time.Hour)
+	s.Config.StartTimeout = d.Duration("start_timeout", time.Minute, time.Second, time.Hour)
 	s.Config.Capabilities = capabilities(d)
 	s.Config.Writable = writable(d, s.Config.Limits.Memory)
 	if portsOK { // else what is said of them would be said twice
@@ -61,25 +62,25 @@ func (l *loader) service(i *instance, services map[string]bool) kiln.Service {
 // repeated reports of the same problem are one.
 func (s *scope) ports(i *instance) ([]kiln.Port, bool) {
 	var out []kiln.Port
-	before := s.report.errors
+	before := s.report.Errors()
 	d := s.decode(i.block.Body, i)
-	for _, b := range d.blocks("port", 1) {
+	for _, b := range d.Blocks("port", 1) {
 		inner := d.decode(b.Body, i)
-		p := kiln.Port{Name: b.Labels[0], Number: uint16(inner.number("number", 0, 1, 65535)), Protocol: kiln.ProtocolHTTP}
-		if v := inner.checked("protocol", "Unknown protocol", badProtocol); v != "" {
+		p := kiln.Port{Name: b.Labels[0], Number: uint16(inner.Number("number", 0, 1, 65535)), Protocol: kiln.ProtocolHTTP}
+		if v := inner.Checked("protocol", "Unknown protocol", badProtocol); v != "" {
 			p.Protocol = kiln.Protocol(v)
 		}
 		for _, other := range out {
 			if other.Name == p.Name {
-				s.report.error(b.DefRange(), "Duplicate port", "There is a port %q already.", p.Name)
+				s.report.Error(b.DefRange(), "Duplicate port", "There is a port %q already.", p.Name)
 			}
 			if other.Number == p.Number && p.Number != 0 {
-				s.report.error(inner.at("number"), "Duplicate port", "Port %q has the number %d already.", other.Name, p.Number)
+				s.report.Error(inner.At("number"), "Duplicate port", "Port %q has the number %d already.", other.Name, p.Number)
 			}
 		}
 		out = append(out, p)
 	}
-	return out, s.report.errors == before
+	return out, s.report.Errors() == before
 }
 
 func badProtocol(s string) string {
@@ -87,24 +88,24 @@ func badProtocol(s string) string {
 	case kiln.ProtocolHTTP, kiln.ProtocolH2C, kiln.ProtocolTCP:
 		return ""
 	}
-	return "is not a protocol of a port." + suggest(s, []string{"http", "h2c", "tcp"})
+	return "is not a protocol of a port." + hclfile.Suggest(s, []string{"http", "h2c", "tcp"})
 }
 
 func env(d *decoder) map[string]string {
 	var out map[string]string
-	for _, i := range d.table("env", "a map of strings") {
+	for _, i := range d.Table("env", "a map of strings") {
 		switch {
-		case !matches(`[A-Za-z_][A-Za-z0-9_.-]*`, i.key):
-			d.report.error(i.at, "Invalid name", "%q is not the name of an environment variable.", i.key)
-		case hasNUL(i.value):
-			d.report.error(i.at, "Unsuitable value", "The value of %s holds a NUL byte.", i.key)
-		case len(i.key)+len(i.value) > 128*1024-2:
-			d.report.error(i.at, "Unsuitable value", "The value of %s is longer than Linux allows (128 KiB).", i.key)
+		case !matches(`[A-Za-z_][A-Za-z0-9_.-]*`, i.Key):
+			d.report.Error(i.At, "Invalid name", "%q is not the name of an environment variable.", i.Key)
+		case hasNUL(i.Text):
+			d.report.Error(i.At, "Unsuitable value", "The value of %s holds a NUL byte.", i.Key)
+		case len(i.Key)+len(i.Text) > 128*1024-2:
+			d.report.Error(i.At, "Unsuitable value", "The value of %s is longer than Linux allows (128 KiB).", i.Key)
 		default:
 			if out == nil {
 				out = map[string]string{}
 			}
-			out[i.key] = i.value
+			out[i.Key] = i.Text
 		}
 	}
 	return out
@@ -135,16 +136,16 @@ func badSignal(s string) string {
 	if full := "SIG" + strings.ToUpper(s); slices.Contains(known, full) {
 		return fmt.Sprintf("is not a signal that ends a process. Did you mean %q?", full)
 	}
-	return "is not a signal that ends a process." + suggest(s, known)
+	return "is not a signal that ends a process." + hclfile.Suggest(s, known)
 }
 
 func capabilities(d *decoder) []string {
 	known := []string{"CHOWN", "NET_BIND_SERVICE", "SETGID", "SETPCAP", "SETUID"}
 	var out []string
-	for _, i := range d.list("capabilities") {
-		name := strings.TrimPrefix(i.value, "CAP_")
+	for _, i := range d.List("capabilities") {
+		name := strings.TrimPrefix(i.Text, "CAP_")
 		if !slices.Contains(known, name) {
-			d.report.error(i.at, "Capability refused", "%s cannot be granted.%s", i.show(i.value), suggest(name, known))
+			d.report.Error(i.At, "Capability refused", "%s cannot be granted.%s", i.Whole.Show(i.Text), hclfile.Suggest(name, known))
 			continue
 		}
 		out = append(out, name)
@@ -154,20 +155,20 @@ func capabilities(d *decoder) []string {
 }
 
 func limits(d *decoder) kiln.Limits {
-	out := kiln.Limits{Memory: 256 * mib, PIDs: 256, Files: 65536, LogBytes: 10 * mib, Umask: 0o022}
+	out := kiln.Limits{Memory: 256 * hclfile.MiB, PIDs: 256, Files: 65536, LogBytes: 10 * hclfile.MiB, Umask: 0o022}
 	inner := d.single("limits")
 	if inner == nil {
 		return out
 	}
-	out.Memory = inner.size("memory", out.Memory, 4*mib, tib)
-	out.CPU = inner.float("cpu", 0, 0.01, 1024)
-	out.PIDs = inner.number("pids", out.PIDs, 4, 1_000_000)
-	out.Files = uint64(inner.number("files", int64(out.Files), 64, 1<<20))
-	out.CoreSize = uint64(inner.size("core_size", 0, 0, tib))
-	out.FileSize = uint64(inner.size("file_size", 0, 4*kib, tib))
-	out.LogBytes = inner.size("log", out.LogBytes, 64*kib, 10*gib)
-	out.Nice = int(inner.number("nice", 0, 0, 19))
-	umask := inner.checked("umask", "Invalid umask", func(s string) string {
+	out.Memory = inner.Size("memory", out.Memory, 4*hclfile.MiB, hclfile.TiB)
+	out.CPU = inner.Float("cpu", 0, 0.01, 1024)
+	out.PIDs = inner.Number("pids", out.PIDs, 4, 1_000_000)
+	out.Files = uint64(inner.Number("files", int64(out.Files), 64, 1<<20))
+	out.CoreSize = uint64(inner.Size("core_size", 0, 0, hclfile.TiB))
+	out.FileSize = uint64(inner.Size("file_size", 0, 4*hclfile.KiB, hclfile.TiB))
+	out.LogBytes = inner.Size("log", out.LogBytes, 64*hclfile.KiB, 10*hclfile.GiB)
+	out.Nice = int(inner.Number("nice", 0, 0, 19))
+	umask := inner.Checked("umask", "Invalid umask", func(s string) string {
 		if !matches(`0?[0-7]{3}`, s) {
 			return "is not a umask. Write four octal digits: \"0022\"."
 		}
@@ -182,26 +183,26 @@ func limits(d *decoder) kiln.Limits {
 func writable(d *decoder, memory int64) []kiln.Writable {
 	var out []kiln.Writable
 	var total int64
-	for _, i := range d.table("writable", "a map of sizes by path") {
-		size, ok := parseSize(i.value)
-		if problem := badWritable(i.key); problem != "" {
-			d.report.error(i.at, "Invalid writable path", "%q %s", i.key, problem)
+	for _, i := range d.Table("writable", "a map of sizes by path") {
+		size, ok := hclfile.ParseSize(i.Text)
+		if problem := badWritable(i.Key); problem != "" {
+			d.report.Error(i.At, "Invalid writable path", "%q %s", i.Key, problem)
 			continue
 		}
-		if !ok || size < 4*kib || size > tib {
-			d.report.error(i.at, "Invalid size", "%s is not a size from 4KiB to 1TiB. Write \"64MiB\".", i.show(i.value))
+		if !ok || size < 4*hclfile.KiB || size > hclfile.TiB {
+			d.report.Error(i.At, "Invalid size", "%s is not a size from 4KiB to 1TiB. Write \"64MiB\".", i.Whole.Show(i.Text))
 			continue
 		}
 		for _, other := range out {
-			if strings.HasPrefix(i.key, other.Path+"/") {
-				d.report.error(i.at, "Invalid writable path", "%q is inside of %q, which is writable already.", i.key, other.Path)
+			if strings.HasPrefix(i.Key, other.Path+"/") {
+				d.report.Error(i.At, "Invalid writable path", "%q is inside of %q, which is writable already.", i.Key, other.Path)
 			}
 		}
 		total += size
-		out = append(out, kiln.Writable{Path: i.key, Size: size})
+		out = append(out, kiln.Writable{Path: i.Key, Size: size})
 	}
 	if total > memory {
-		d.report.warn(d.at("writable"), "More writable than memory", "The writable paths may hold %s and the memory limit is %s; what is written counts as memory, so the instance is killed before they are full.", formatSize(total), formatSize(memory))
+		d.report.Warn(d.At("writable"), "More writable than memory", "The writable paths may hold %s and the memory limit is %s; what is written counts as memory, so the instance is killed before they are full.", hclfile.FormatSize(total), hclfile.FormatSize(memory))
 	}
 	return out
 }
@@ -227,21 +228,21 @@ func ready(d *decoder, ports []kiln.Port) kiln.Probe {
 	if inner == nil {
 		return out
 	}
-	out.HTTP = inner.checked("http", "Invalid path", badRequestPath)
-	out.TCP = inner.bool("tcp", false)
-	out.Interval = inner.duration("interval", out.Interval, 100*time.Millisecond, time.Hour)
-	out.Timeout = inner.duration("timeout", out.Timeout, 10*time.Millisecond, 5*time.Minute)
-	out.Failures = int(inner.number("failures", int64(out.Failures), 1, 100))
-	if inner.has("http") && out.TCP {
-		d.report.error(inner.at("tcp"), "Conflicting arguments", "A probe has either http or tcp.")
+	out.HTTP = inner.Checked("http", "Invalid path", badRequestPath)
+	out.TCP = inner.Bool("tcp", false)
+	out.Interval = inner.Duration("interval", out.Interval, 100*time.Millisecond, time.Hour)
+	out.Timeout = inner.Duration("timeout", out.Timeout, 10*time.Millisecond, 5*time.Minute)
+	out.Failures = int(inner.Number("failures", int64(out.Failures), 1, 100))
+	if inner.Has("http") && out.TCP {
+		d.report.Error(inner.At("tcp"), "Conflicting arguments", "A probe has either http or tcp.")
 	}
-	if !inner.has("http") && !out.TCP && !inner.has("port") {
+	if !inner.Has("http") && !out.TCP && !inner.Has("port") {
 		return out
 	}
 	port, ok := inner.port("port", ports, "")
 	out.Port = port.Name
-	if ok && inner.has("http") && port.Protocol == kiln.ProtocolTCP {
-		d.report.error(inner.at("http"), "Wrong protocol", "Port %q speaks tcp, so an http probe cannot ask it. Write tcp = true.", port.Name)
+	if ok && inner.Has("http") && port.Protocol == kiln.ProtocolTCP {
+		d.report.Error(inner.At("http"), "Wrong protocol", "Port %q speaks tcp, so an http probe cannot ask it. Write tcp = true.", port.Name)
 	}
 	return out
 }
@@ -249,20 +250,20 @@ func ready(d *decoder, ports []kiln.Port) kiln.Probe {
 // port reads the name of one of the service's ports: when the argument is
 // absent the first whose protocol is not the excluded one.
 func (d *decoder) port(argument string, ports []kiln.Port, not kiln.Protocol) (kiln.Port, bool) {
-	if !d.has(argument) {
+	if !d.Has(argument) {
 		for _, p := range ports {
 			if p.Protocol != not {
 				return p, true
 			}
 		}
-		d.report.error(d.at(argument), "No port", "The service has no port that could be asked.")
+		d.report.Error(d.At(argument), "No port", "The service has no port that could be asked.")
 		return kiln.Port{}, false
 	}
-	a, name, ok := d.text(argument)
+	a, name, ok := d.Text(argument)
 	if !ok {
 		return kiln.Port{}, false
 	}
-	return d.namedPort(a.at, name, ports)
+	return d.namedPort(a.At, name, ports)
 }
 
 func (d *decoder) namedPort(at hcl.Range, name string, ports []kiln.Port) (kiln.Port, bool) {
@@ -273,7 +274,7 @@ func (d *decoder) namedPort(at hcl.Range, name string, ports []kiln.Port) (kiln.
 		}
 		names = append(names, p.Name)
 	}
-	d.report.error(at, "Unknown port", "The service has no port %q.%s", name, suggest(name, names))
+	d.report.Error(at, "Unknown port", "The service has no port %q.%s", name, hclfile.Suggest(name, names))
 	return kiln.Port{}, false
 }
 

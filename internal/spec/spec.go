@@ -11,7 +11,6 @@ package spec
 
 import (
 	"encoding/json"
-	"fmt"
 	"io/fs"
 	"slices"
 	"sort"
@@ -20,6 +19,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // Options say what a definition is evaluated for.
@@ -56,8 +56,8 @@ type Definition struct {
 func Load(fsys fs.FS, opt Options) (*Definition, error) {
 	l := newLoader(fsys, opt)
 	def := l.load()
-	diags := l.report.list()
-	if l.report.failed() {
+	diags := l.report.List()
+	if l.report.Failed() {
 		return nil, invalid(diags)
 	}
 	if def == nil {
@@ -67,20 +67,7 @@ func Load(fsys fs.FS, opt Options) (*Definition, error) {
 	return def, nil
 }
 
-// invalid makes one error of diagnostics of which at least one is an error.
-func invalid(diags kiln.Diagnostics) *kiln.Error {
-	n := 0
-	for _, d := range diags {
-		if d.Severity == severityError {
-			n++
-		}
-	}
-	message := "the definition has an error"
-	if n != 1 {
-		message = fmt.Sprintf("the definition has %d errors", n)
-	}
-	return &kiln.Error{Code: kiln.CodeInvalid, Message: message, Diagnostics: diags, Err: diags}
-}
+func invalid(diags kiln.Diagnostics) *kiln.Error { return hclfile.Invalid("the definition", diags) }
 
 // Contexts returns the folders that a spec's images are baked from, sorted,
 // without repeats and without those inside another.
@@ -110,27 +97,27 @@ func Contexts(s kiln.Spec) []string {
 type loader struct {
 	files  *folder
 	opt    Options
-	report *report
+	report *hclfile.Report
 	doc    *document
 	scope  *scope
 }
 
 func newLoader(fsys fs.FS, opt Options) *loader {
-	r := &report{sources: map[string][]byte{}}
+	r := &hclfile.Report{}
 	return &loader{files: newFolder(fsys), opt: opt, report: r}
 }
 
 // load returns nil where there is nothing to load, or when the report failed.
 func (l *loader) load() (def *Definition) {
-	defer l.report.recovered(hcl.Range{})
+	defer recovered(l.report, hcl.Range{})
 	l.doc = readDocument(l.files, l.report)
 	if l.doc == nil || l.doc.broken {
 		return nil
 	}
 	l.scope = newScope(l.doc, l.files, l.report)
-	before := l.report.errors
+	before := l.report.Errors()
 	environments := l.environments()
-	if l.report.errors > before {
+	if l.report.Errors() > before {
 		return nil
 	}
 	environment, ok := l.choose(environments)

@@ -14,6 +14,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
+
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // sensitive marks values that diagnostics do not show.
@@ -30,7 +32,7 @@ func (l *loader) variables(e environment) map[string]json.RawMessage {
 	values := map[string]json.RawMessage{}
 	for _, name := range slices.Sorted(maps.Keys(l.opt.Values)) {
 		if l.doc.named("variable", name) == nil {
-			l.report.error(hcl.Range{}, "Unknown variable", "A value is given for a variable %q that the definition does not declare.%s", name, suggest(name, l.doc.names("variable")))
+			l.report.Error(hcl.Range{}, "Unknown variable", "A value is given for a variable %q that the definition does not declare.%s", name, hclfile.Suggest(name, l.doc.names("variable")))
 		}
 	}
 	for _, b := range l.doc.blocks["variable"] {
@@ -40,7 +42,7 @@ func (l *loader) variables(e environment) map[string]json.RawMessage {
 		}
 		raw, err := ctyjson.Marshal(v, v.Type())
 		if err != nil {
-			l.report.error(b.DefRange(), "Unsuitable value", "The value of variable %q cannot be kept: %s.", b.Labels[0], err)
+			l.report.Error(b.DefRange(), "Unsuitable value", "The value of variable %q cannot be kept: %s.", b.Labels[0], err)
 			continue
 		}
 		values[b.Labels[0]] = raw
@@ -63,8 +65,8 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	if !ok {
 		return cty.DynamicVal, false
 	}
-	secret := d.bool("sensitive", false)
-	_, description, _ := d.text("description")
+	secret := d.Bool("sensitive", false)
+	_, description, _ := d.Text("description")
 	v, at, ok := l.given(name, ty, e, d)
 	if !ok {
 		return v, false
@@ -76,7 +78,7 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	if defaults != nil {
 		v = defaults.Apply(v)
 	}
-	v, ok = l.convert(v, ty, argument{at: at, sensitive: secret}, name)
+	v, ok = l.convert(v, ty, hclfile.Value{At: at, Sensitive: secret}, name)
 	if !ok {
 		return v, false
 	}
@@ -84,7 +86,7 @@ func (l *loader) variable(b *hclsyntax.Block, e environment) (cty.Value, bool) {
 	if secret {
 		l.scope.variables[name] = v.Mark(sensitive)
 	}
-	for _, rule := range d.blocks("validation", 0) {
+	for _, rule := range d.Blocks("validation", 0) {
 		l.scope.validations = append(l.scope.validations, validation{variable: name, body: rule.Body})
 	}
 	return v, true
@@ -99,10 +101,10 @@ func (l *loader) variableType(b *hclsyntax.Block) (cty.Type, *typeexpr.Defaults,
 	ty, defaults, diags := typeexpr.TypeConstraintWithDefaults(a.Expr)
 	for _, d := range diags {
 		if found := regexp.MustCompile(`eyword "([^"]*)" is not a valid type`).FindStringSubmatch(d.Detail); found != nil {
-			d.Detail += suggest(found[1], []string{"string", "number", "bool", "any", "list", "set", "map", "object", "tuple"})
+			d.Detail += hclfile.Suggest(found[1], []string{"string", "number", "bool", "any", "list", "set", "map", "object", "tuple"})
 		}
 	}
-	l.report.hcl(diags)
+	l.report.HCL(diags)
 	return ty, defaults, !diags.HasErrors()
 }
 
@@ -112,18 +114,18 @@ func (l *loader) given(name string, ty cty.Type, e environment, d *decoder) (cty
 	if raw, ok := l.opt.Values[name]; ok && string(raw) != "null" {
 		v, err := parseValue(raw, ty)
 		if err != nil {
-			l.report.error(d.body.MissingItemRange(), "Unsuitable value", "The value given for variable %q cannot be read: %s.", name, err)
+			l.report.Error(d.Body.MissingItemRange(), "Unsuitable value", "The value given for variable %q cannot be read: %s.", name, err)
 			return v, hcl.Range{}, false
 		}
-		return v, d.body.MissingItemRange(), true
+		return v, d.Body.MissingItemRange(), true
 	}
 	if v, at, ok := e.value(name); ok && !v.IsNull() {
 		return v, at, true
 	}
-	if !d.has("default") {
+	if !d.Has("default") {
 		return cty.NilVal, hcl.Range{}, true
 	}
-	a := d.body.Attributes["default"]
+	a := d.Body.Attributes["default"]
 	v, ok := l.scope.eval(a.Expr, nil)
 	return v, a.Expr.Range(), ok
 }
@@ -132,23 +134,23 @@ func (l *loader) missing(b *hclsyntax.Block, name, description string) {
 	if description != "" {
 		description = " (" + strings.TrimSuffix(description, ".") + ")"
 	}
-	l.report.error(b.DefRange(), "Missing value",
+	l.report.Error(b.DefRange(), "Missing value",
 		"Variable %q%s has no value and no default. Give one with --var %s=VALUE, with a line `%s = VALUE` in a file named by --var-file, or with KILN_VAR_%s in the process environment.",
 		name, description, name, name, name)
 }
 
-func (l *loader) convert(v cty.Value, ty cty.Type, a argument, name string) (cty.Value, bool) {
+func (l *loader) convert(v cty.Value, ty cty.Type, a hclfile.Value, name string) (cty.Value, bool) {
 	out, err := convert.Convert(v, ty)
 	if err != nil {
 		detail := err.Error()
-		if a.sensitive {
+		if a.Sensitive {
 			detail = "it has another type"
 		}
-		l.report.error(a.at, "Unsuitable value", "The value of variable %q must be %s: %s.", name, typeexpr.TypeString(ty), detail)
+		l.report.Error(a.At, "Unsuitable value", "The value of variable %q must be %s: %s.", name, typeexpr.TypeString(ty), detail)
 		return v, false
 	}
 	if !out.IsWhollyKnown() {
-		l.report.error(a.at, "Unsuitable value", "The value of variable %q is not known.", name)
+		l.report.Error(a.At, "Unsuitable value", "The value of variable %q is not known.", name)
 		return v, false
 	}
 	return out, true
@@ -157,8 +159,8 @@ func (l *loader) convert(v cty.Value, ty cty.Type, a argument, name string) (cty
 // parseValue reads a value as JSON. A string is read as an expression of
 // constants where the type is neither string nor any: [1, 2] or {a = "b"}.
 func parseValue(raw json.RawMessage, ty cty.Type) (cty.Value, error) {
-	if len(raw) > maxFileBytes {
-		return cty.NilVal, fmt.Errorf("it has more than %d bytes", maxFileBytes)
+	if len(raw) > hclfile.MaxBytes {
+		return cty.NilVal, fmt.Errorf("it has more than %d bytes", hclfile.MaxBytes)
 	}
 	implied, err := ctyjson.ImpliedType(raw)
 	if err != nil {
@@ -176,8 +178,8 @@ func parseValue(raw json.RawMessage, ty cty.Type) (cty.Value, error) {
 
 // parseConstant reads one expression without references or functions.
 func parseConstant(src string) (cty.Value, error) {
-	r := &report{sources: map[string][]byte{}}
-	body := parseBounded("value", []byte("value = "+src+"\n"), r)
+	r := &hclfile.Report{}
+	body := hclfile.Parse("value", []byte("value = "+src+"\n"), r)
 	if body == nil || len(body.Attributes) != 1 || len(body.Blocks) != 0 {
 		return cty.NilVal, fmt.Errorf("it is not an expression such as [\"a\", \"b\"] or { key = \"value\" }")
 	}
@@ -191,7 +193,7 @@ func parseConstant(src string) (cty.Value, error) {
 // literal evaluates an argument without references and functions.
 func (s *scope) literal(a *hclsyntax.Attribute) (cty.Value, bool) {
 	if refs := s.references(a.Expr); len(refs) > 0 {
-		s.report.error(refs[0].SourceRange(), "No references here", "A value is a constant.")
+		s.report.Error(refs[0].SourceRange(), "No references here", "A value is a constant.")
 		return cty.NilVal, false
 	}
 	return s.value(a.Expr, &hcl.EvalContext{})
@@ -204,10 +206,10 @@ func (s *scope) checkValidations() {
 			continue
 		}
 		d := s.decode(v.body, nil)
-		condition, ok := d.typed("condition", cty.Bool, "true or false")
-		_, message, valid := d.text("error_message")
+		condition, ok := d.Typed("condition", cty.Bool, "true or false")
+		_, message, valid := d.Text("error_message")
 		if ok && valid && condition.False() {
-			s.report.error(condition.at, "Invalid value", "Variable %q: %s", v.variable, message)
+			s.report.Error(condition.At, "Invalid value", "Variable %q: %s", v.variable, message)
 		}
 	}
 }

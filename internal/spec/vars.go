@@ -11,6 +11,7 @@ import (
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/hclfile"
 )
 
 // variablePrefix begins the names of process environment variables that give
@@ -73,32 +74,32 @@ func parseVarFile(name string, src []byte) (map[string]json.RawMessage, error) {
 		}
 		return out, nil
 	}
-	r := &report{sources: map[string][]byte{}}
+	r := &hclfile.Report{}
 	out := map[string]json.RawMessage{}
-	if body := parseBounded(name, src, r); body != nil {
+	if body := hclfile.Parse(name, src, r); body != nil {
 		varAttributes(body, r, out)
 	}
-	if r.failed() {
-		err := invalid(r.list())
+	if r.Failed() {
+		err := invalid(r.List())
 		err.Message = "the variables' file " + name + " has errors"
 		return nil, err
 	}
 	return out, nil
 }
 
-func varAttributes(body *hclsyntax.Body, r *report, out map[string]json.RawMessage) {
+func varAttributes(body *hclsyntax.Body, r *hclfile.Report, out map[string]json.RawMessage) {
 	for _, b := range body.Blocks {
-		r.error(b.DefRange(), "Unsupported block", "A file of variables holds lines of name = value only.")
+		r.Error(b.DefRange(), "Unsupported block", "A file of variables holds lines of name = value only.")
 	}
 	s := newScope(&document{schema: rootSchema()}, newFolder(nil), r)
-	for _, a := range attributes(body) {
+	for _, a := range hclfile.Arguments(body) {
 		v, ok := s.literal(a)
 		if !ok {
 			continue
 		}
 		raw, err := ctyjson.Marshal(v, v.Type())
 		if err != nil {
-			r.hcl(hcl.Diagnostics{{Severity: hcl.DiagError, Summary: "Unsuitable value", Detail: err.Error(), Subject: a.Expr.Range().Ptr()}})
+			r.HCL(hcl.Diagnostics{{Severity: hcl.DiagError, Summary: "Unsuitable value", Detail: err.Error(), Subject: a.Expr.Range().Ptr()}})
 			continue
 		}
 		out[a.Name] = raw

@@ -1,9 +1,8 @@
-package spec
+package hclfile
 
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,28 +22,41 @@ const (
 	maxSnippet = 400
 )
 
-// report collects diagnostics, each once.
-type report struct {
+// Report collects diagnostics, each once. The zero value is empty.
+type Report struct {
 	sources map[string][]byte // of files, for the snippets
 	diags   kiln.Diagnostics
 	dropped int
 	errors  int
 }
 
-func (r *report) failed() bool { return r.errors > 0 }
+// Failed says whether there is an error among them.
+func (r *Report) Failed() bool { return r.errors > 0 }
 
-// error adds an error at a range.
-func (r *report) error(at hcl.Range, summary, format string, args ...any) {
+// Errors is how many errors were found, those that a full report left out
+// included.
+func (r *Report) Errors() int { return r.errors }
+
+// Source keeps a file's text, for the snippets of its diagnostics.
+func (r *Report) Source(name string, src []byte) {
+	if r.sources == nil {
+		r.sources = map[string][]byte{}
+	}
+	r.sources[name] = src
+}
+
+// Error adds an error at a range.
+func (r *Report) Error(at hcl.Range, summary, format string, args ...any) {
 	r.add(severityError, at, summary, fmt.Sprintf(format, args...))
 }
 
-// warn adds a warning at a range.
-func (r *report) warn(at hcl.Range, summary, format string, args ...any) {
+// Warn adds a warning at a range.
+func (r *Report) Warn(at hcl.Range, summary, format string, args ...any) {
 	r.add(severityWarning, at, summary, fmt.Sprintf(format, args...))
 }
 
-// hcl adds the diagnostics of the hcl library.
-func (r *report) hcl(diags hcl.Diagnostics) {
+// HCL adds the diagnostics of the hcl library.
+func (r *Report) HCL(diags hcl.Diagnostics) {
 	for _, d := range diags {
 		severity := severityError
 		if d.Severity == hcl.DiagWarning {
@@ -58,7 +70,7 @@ func (r *report) hcl(diags hcl.Diagnostics) {
 	}
 }
 
-func (r *report) add(severity string, at hcl.Range, summary, detail string) {
+func (r *Report) add(severity string, at hcl.Range, summary, detail string) {
 	d := kiln.Diagnostic{Severity: severity, Summary: summary, Detail: detail}
 	if at.Filename != "" {
 		d.File, d.Line, d.Column = at.Filename, at.Start.Line, at.Start.Column
@@ -80,8 +92,8 @@ func (r *report) add(severity string, at hcl.Range, summary, detail string) {
 	r.diags = append(r.diags, d)
 }
 
-// list returns what was found, sorted by place.
-func (r *report) list() kiln.Diagnostics {
+// List returns what was found, sorted by place.
+func (r *Report) List() kiln.Diagnostics {
 	out := slices.Clone(r.diags)
 	slices.SortStableFunc(out, func(a, b kiln.Diagnostic) int {
 		return cmp.Or(
@@ -96,22 +108,6 @@ func (r *report) list() kiln.Diagnostics {
 		})
 	}
 	return out
-}
-
-// recovered, deferred, turns a panic of evaluation into a diagnostic: the
-// meter's own, and those of the libraries that evaluate.
-func (r *report) recovered(at hcl.Range) {
-	switch p := recover().(type) {
-	case nil:
-	case error:
-		if errors.Is(p, errExhausted) {
-			r.error(at, "Too much to evaluate", "The definition makes values that are too large or takes too many steps. Make lists, strings and loops smaller.")
-			return
-		}
-		r.error(at, "Cannot evaluate", "The evaluation broke: %v. Please report this as a defect, with the definition.", p)
-	default:
-		r.error(at, "Cannot evaluate", "The evaluation broke: %v. Please report this as a defect, with the definition.", p)
-	}
 }
 
 // line returns line n, from 1, of src without its end.
@@ -130,8 +126,24 @@ func line(src []byte, n int) string {
 	return strings.ToValidUTF8(string(src[:min(len(src), maxSnippet)]), "�")
 }
 
-// sentence makes one of an error's words.
-func sentence(err error) string {
+// Sentence makes one of an error's words.
+func Sentence(err error) string {
 	s := err.Error()
 	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
+// Invalid makes one error of diagnostics of which at least one is an error;
+// what is what they are about: "the definition".
+func Invalid(what string, diags kiln.Diagnostics) *kiln.Error {
+	n := 0
+	for _, d := range diags {
+		if d.Severity == severityError {
+			n++
+		}
+	}
+	message := what + " has an error"
+	if n != 1 {
+		message = fmt.Sprintf("%s has %d errors", what, n)
+	}
+	return &kiln.Error{Code: kiln.CodeInvalid, Message: message, Diagnostics: diags, Err: diags}
 }

@@ -1,4 +1,4 @@
-package spec
+package hclfile
 
 import (
 	"bytes"
@@ -6,9 +6,9 @@ import (
 	"github.com/hashicorp/hcl/v2"
 )
 
-// conflictMarker finds the first line that Git writes into a file with a
+// ConflictMarker finds the first line that Git writes into a file with a
 // merge conflict.
-func conflictMarker(name string, src []byte) (hcl.Range, bool) {
+func ConflictMarker(name string, src []byte) (hcl.Range, bool) {
 	offset := 0
 	for n, l := range bytes.Split(src, []byte("\n")) {
 		if bytes.HasPrefix(l, []byte("<<<<<<< ")) || bytes.HasPrefix(l, []byte(">>>>>>> ")) {

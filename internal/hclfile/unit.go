@@ -1,19 +1,18 @@
-package spec
+package hclfile
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
+// The units of a size, in bytes.
 const (
-	kib = int64(1) << 10
-	mib = int64(1) << 20
-	gib = int64(1) << 30
-	tib = int64(1) << 40
+	KiB = int64(1) << 10
+	MiB = int64(1) << 20
+	GiB = int64(1) << 30
+	TiB = int64(1) << 40
 )
 
 // sizeUnits are the units of a size, the largest first.
@@ -24,18 +23,18 @@ func sizeUnits() []struct {
 	return []struct {
 		name  string
 		bytes int64
-	}{{"TiB", tib}, {"GiB", gib}, {"MiB", mib}, {"KiB", kib}, {"B", 1}}
+	}{{"TiB", TiB}, {"GiB", GiB}, {"MiB", MiB}, {"KiB", KiB}, {"B", 1}}
 }
 
-// parseSize reads a whole number and a unit, "64MiB", up to 1024 TiB.
-func parseSize(s string) (int64, bool) {
+// ParseSize reads a whole number and a unit, "64MiB", up to 1024 TiB.
+func ParseSize(s string) (int64, bool) {
 	for _, u := range sizeUnits() {
 		digits, ok := strings.CutSuffix(s, u.name)
 		if !ok {
 			continue
 		}
 		n, err := strconv.ParseUint(strings.TrimSuffix(digits, " "), 10, 63)
-		if err != nil || int64(n) > 1024*tib/u.bytes {
+		if err != nil || int64(n) > 1024*TiB/u.bytes {
 			return 0, false
 		}
 		return int64(n) * u.bytes, true
@@ -43,8 +42,8 @@ func parseSize(s string) (int64, bool) {
 	return 0, false
 }
 
-// formatSize writes a size with the largest unit that keeps it whole.
-func formatSize(n int64) string {
+// FormatSize writes a size with the largest unit that keeps it whole.
+func FormatSize(n int64) string {
 	for _, u := range sizeUnits() {
 		if n >= u.bytes && n%u.bytes == 0 {
 			return fmt.Sprintf("%d%s", n/u.bytes, u.name)
@@ -53,8 +52,8 @@ func formatSize(n int64) string {
 	return fmt.Sprintf("%dB", n)
 }
 
-// formatDuration writes a duration without units that are zero.
-func formatDuration(d time.Duration) string {
+// FormatDuration writes a duration without units that are zero.
+func FormatDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
@@ -64,9 +63,3 @@ func formatDuration(d time.Duration) string {
 	}
 	return s
 }
-
-func hasNUL(s string) bool { return strings.ContainsRune(s, 0) }
-
-func compare(a, b string) int { return strings.Compare(a, b) }
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
