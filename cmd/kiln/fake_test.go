@@ -115,9 +115,9 @@ func (fake) Status(context.Context) (control.Status, error) {
 	}}}, nil
 }
 
-func (fake) Instances(_ context.Context, environment string) ([]kiln.Instance, error) {
-	if environment != "default" {
-		return nil, kiln.Errorf(kiln.CodeNotFound, "there is: default", "there is no environment %q", environment)
+func (fake) InstancePage(_ context.Context, q control.InstanceQuery) ([]kiln.Instance, error) {
+	if q.Environment != "" && q.Environment != "default" {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "there is: default", "there is no environment %q", q.Environment)
 	}
 	return []kiln.Instance{
 		{ID: "web-01aa", Environment: "default", Service: "web", State: kiln.InstanceReady, Image: image(), PID: 7, CreatedAt: time.Now(), Reason: "release 2"},
@@ -125,8 +125,8 @@ func (fake) Instances(_ context.Context, environment string) ([]kiln.Instance, e
 	}, nil
 }
 
-func (fake) Releases(context.Context, string) ([]kiln.Release, error) {
-	return []kiln.Release{release(1, kiln.ReleaseParked), release(2, kiln.ReleaseLive)}, nil
+func (fake) ReleasePage(context.Context, control.ReleaseQuery) ([]kiln.Release, error) {
+	return []kiln.Release{release(2, kiln.ReleaseLive), release(1, kiln.ReleaseParked)}, nil
 }
 
 func (fake) Events(ctx context.Context, q control.EventQuery, each func(kiln.Event) error) error {

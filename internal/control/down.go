@@ -16,6 +16,9 @@ func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progre
 	if err := c.ready(ctx); err != nil {
 		return err
 	}
+	if err := within(r.Reach, r.Environment); err != nil {
+		return err
+	}
 	if _, err := c.Releases(ctx, r.Environment); err != nil {
 		return err
 	}

@@ -42,6 +42,9 @@ type Ledger interface {
 	Release(ctx context.Context, environment string, number int) (kiln.Release, error)
 	// Releases lists an environment's releases by number.
 	Releases(ctx context.Context, environment string) ([]kiln.Release, error)
+	// ReleasesBefore lists at most limit of them below a number, the newest
+	// first; below 0 means from the newest on.
+	ReleasesBefore(ctx context.Context, environment string, below, limit int) ([]kiln.Release, error)
 	// Environments lists the names of all that ever had a release, sorted.
 	Environments(ctx context.Context) ([]string, error)
 	// Commit takes a record: all of it or nothing.
@@ -51,6 +54,8 @@ type Ledger interface {
 	// Events returns events after a sequence, oldest first: the newest `last`
 	// of them, or with last 0 the first page.
 	Events(ctx context.Context, environment string, after int64, last int) ([]kiln.Event, error)
+	// AllBut returns the sequence after which the newest so many are.
+	AllBut(ctx context.Context, environment string, newest int) (int64, error)
 	// Watch signals that events were added, until ctx ends.
 	Watch(ctx context.Context) <-chan struct{}
 	// Alive lists the instances that the ledger does not know to be dead.

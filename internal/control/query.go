@@ -79,29 +79,42 @@ func (c *Control) Instances(ctx context.Context, name string) ([]kiln.Instance, 
 // Events calls emit with the selected events, oldest first, and with Follow
 // goes on until ctx ends or emit fails.
 func (c *Control) Events(ctx context.Context, q EventQuery, emit func(kiln.Event) error) error {
+	if q.Environment != "" {
+		if err := within(q.Reach, q.Environment); err != nil {
+			return err
+		}
+	}
 	var added <-chan struct{}
 	if q.Follow {
 		added = c.ledger.Watch(ctx)
 	}
-	last := q.Last
+	if q.Last > 0 {
+		after, err := c.ledger.AllBut(ctx, q.Environment, q.Last)
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		q.After = max(q.After, after)
+	}
 	for {
-		page, err := c.ledger.Events(ctx, q.Environment, q.After, last)
+		page, err := c.ledger.Events(ctx, q.Environment, q.After, 0)
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
 		for _, e := range page {
+			q.After = e.Sequence
+			if !q.Reach.Covers(e.Environment) {
+				continue
+			}
 			if err := emit(e); err != nil {
 				return err
 			}
-			q.After = e.Sequence
 		}
 		switch {
-		case len(page) > 0 && last == 0:
+		case len(page) > 0:
 			continue // there may be another page
 		case !q.Follow:
 			return nil
 		}
-		last = 0
 		select {
 		case <-ctx.Done():
 			return nil

@@ -17,13 +17,16 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 	if err := c.ready(ctx); err != nil {
 		return RollbackResult{}, err
 	}
+	if err := within(r.Reach, r.Environment); err != nil {
+		return RollbackResult{}, err
+	}
 	if _, err := c.Releases(ctx, r.Environment); err != nil {
 		return RollbackResult{}, err
 	}
 	began := c.now()
 	feed := newFeed(emit)
 	defer feed.close()
-	if r.Release == 0 {
+	if r.Release == 0 && c.mayCallOff(r) {
 		if d, err := c.callOff(ctx, r.Environment, "kiln rollback", r.Actor); d != nil || err != nil {
 			return c.calledOff(d, began), err
 		}
@@ -51,6 +54,29 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 	return out, err
 }
 
+// mayCallOff says whether a rollout that runs is the one that the request
+// means.
+func (c *Control) mayCallOff(r RollbackRequest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	running := c.environment(r.Environment).rollout
+	return r.From == 0 || running != nil && running.To == r.From
+}
+
+// stands refuses a rollback from a release that is not live any more: it was
+// done already, or somebody else was faster.
+func stands(r RollbackRequest, live *kiln.Release) error {
+	if r.From == 0 || live != nil && live.Number == r.From {
+		return nil
+	}
+	now := "nothing is live"
+	if live != nil {
+		now = fmt.Sprintf("release %d is live", live.Number)
+	}
+	return kiln.Errorf(kiln.CodeConflict, "kiln status "+r.Environment+" shows what is live",
+		"nothing was done: %s of %s, and not release %d, from which to go back", now, r.Environment, r.From)
+}
+
 // calledOff is the result of a rollback that ended a rollout before it was
 // decided.
 func (c *Control) calledOff(d *drive, began time.Time) RollbackResult {
@@ -71,6 +97,9 @@ func (c *Control) target(ctx context.Context, r RollbackRequest) (kiln.Release, 
 		return kiln.Release{}, err
 	}
 	live := findState(releases, kiln.ReleaseLive)
+	if err := stands(r, live); err != nil {
+		return kiln.Release{}, err
+	}
 	if r.Release == 0 {
 		return before(r.Environment, releases, live)
 	}

@@ -18,6 +18,8 @@ type UpRequest struct {
 	// Again applies what was condemned once more.
 	Again bool   `json:"again,omitempty"`
 	Actor string `json:"-"` // from the connection's credentials
+	// Reach is the environments that the actor may change.
+	Reach kiln.Reach `json:"-"`
 }
 
 // UpResult is how it ended.
@@ -71,7 +73,11 @@ type PlannedBake struct {
 type RollbackRequest struct {
 	Environment string `json:"environment"`
 	Release     int    `json:"release,omitempty"`
-	Actor       string `json:"-"`
+	// From is the release that must be live, or being rolled out, so that a
+	// request that arrives twice goes back once; 0 is any.
+	From  int        `json:"from,omitempty"`
+	Actor string     `json:"-"`
+	Reach kiln.Reach `json:"-"` // the environments that the actor may change
 }
 
 // RollbackResult is how it ended.
@@ -128,7 +134,8 @@ type RolloutStatus struct {
 
 // EventQuery selects events.
 type EventQuery struct {
-	Environment string
+	Environment string // empty for all, and those of no environment
+	Reach       kiln.Reach
 	After       int64 // sequence
 	Last        int   // the newest so many; 0 for all
 	Follow      bool
@@ -136,6 +143,7 @@ type EventQuery struct {
 
 // DownRequest asks for the end of an environment. Its releases are kept.
 type DownRequest struct {
-	Environment string `json:"environment"`
-	Actor       string `json:"-"`
+	Environment string     `json:"environment"`
+	Actor       string     `json:"-"`
+	Reach       kiln.Reach `json:"-"` // the environments that the actor may change
 }

@@ -85,7 +85,17 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	c.gate.RLock()
 	defer c.gate.RUnlock()
 	baked, bundle, err := c.bake(ctx, r, def, feed)
-	return BakeResult{Images: baked.Images, Bundle: bundle, Lock: baked.Lock}, err
+	if err != nil {
+		return BakeResult{}, err
+	}
+	err = c.ledger.Commit(ctx, kiln.Record{Events: []kiln.Event{{
+		At: c.now().UTC(), Environment: def.Environment.Name, Kind: "bundle.baked", Subject: bundle.Short(),
+		Message: "bundle " + bundle.Short() + " was baked and not released", Actor: r.Actor, Data: map[string]string{"bundle": string(bundle)},
+	}}})
+	if err != nil {
+		return BakeResult{}, fmt.Errorf("record the bake: %w", err)
+	}
+	return BakeResult{Images: baked.Images, Bundle: bundle, Lock: baked.Lock}, nil
 }
 
 // Plan says what Up would do; it changes nothing.
@@ -126,7 +136,7 @@ func (c *Control) load(r UpRequest) (Definition, error) {
 	if err != nil {
 		return Definition{}, fmt.Errorf("load the definition: %w", err)
 	}
-	return def, nil
+	return def, within(r.Reach, def.Environment.Name)
 }
 
 // releasable refuses what no release may be made from.

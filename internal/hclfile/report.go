@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -24,6 +25,9 @@ const (
 
 // Report collects diagnostics, each once. The zero value is empty.
 type Report struct {
+	// Hide is what must not be shown of a line; nil for nothing.
+	Hide *regexp.Regexp
+
 	sources map[string][]byte // of files, for the snippets
 	diags   kiln.Diagnostics
 	dropped int
@@ -41,6 +45,9 @@ func (r *Report) Errors() int { return r.errors }
 func (r *Report) Source(name string, src []byte) {
 	if r.sources == nil {
 		r.sources = map[string][]byte{}
+	}
+	if r.Hide != nil {
+		src = r.Hide.ReplaceAllFunc(src, func(secret []byte) []byte { return bytes.Repeat([]byte("*"), len(secret)) })
 	}
 	r.sources[name] = src
 }

@@ -17,6 +17,7 @@ const VersionHeader = "Kiln-Version"
 const (
 	typeJSON   = "application/json"
 	typeStream = "application/x-ndjson"
+	typeSSE    = "text/event-stream"
 	typeTar    = "application/x-tar"
 )
 
@@ -30,8 +31,8 @@ type Control interface {
 	Rollback(ctx context.Context, request control.RollbackRequest, progress func(kiln.Progress)) (control.RollbackResult, error)
 	Down(ctx context.Context, request control.DownRequest, progress func(kiln.Progress)) error
 	Status(ctx context.Context) (control.Status, error)
-	Instances(ctx context.Context, environment string) ([]kiln.Instance, error)
-	Releases(ctx context.Context, environment string) ([]kiln.Release, error)
+	InstancePage(ctx context.Context, query control.InstanceQuery) ([]kiln.Instance, error)
+	ReleasePage(ctx context.Context, query control.ReleaseQuery) ([]kiln.Release, error)
 	// Events calls each for every event in order and returns when there are no
 	// more, when following ends with ctx, or with each's error.
 	Events(ctx context.Context, query control.EventQuery, each func(kiln.Event) error) error
@@ -60,6 +61,49 @@ type Version struct {
 	PID       int       `json:"pid"`
 	DataDir   string    `json:"data_dir"`
 	StartedAt time.Time `json:"started_at"`
+}
+
+// Settings is the configuration in effect: what GET /v1/config answers.
+type Settings struct {
+	Path    string      `json:"path,omitempty"` // of the file; empty for none
+	Digest  kiln.Digest `json:"digest,omitempty"`
+	DataDir string      `json:"data_dir"`
+	HTTP    []string    `json:"http"` // the gateway's public listeners
+	HTTPS   []string    `json:"https"`
+	Metrics []string    `json:"metrics"`
+	API     APISettings `json:"api"`
+	Tokens  []TokenInfo `json:"tokens"`
+	// StorageMax bounds images, caches, seals and logs together, in bytes; 0 is no bound.
+	StorageMax int64    `json:"storage_max"`
+	KeepEvents int64    `json:"keep_events"`
+	LogBytes   int64    `json:"log_bytes"` // bound of all instances' logs
+	LogLevel   string   `json:"log_level"`
+	Notify     []string `json:"notify"` // names
+}
+
+// APISettings says where the API is served over TCP.
+type APISettings struct {
+	Listen []string `json:"listen"`
+	// Fingerprint is the SHA-256 of the certificate that clients pin: of the
+	// control plane's own authority, or of the one from files.
+	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+// TokenInfo is a token as others may know it.
+type TokenInfo struct {
+	Name         string    `json:"name"`
+	Role         kiln.Role `json:"role"`
+	Environments []string  `json:"environments,omitempty"` // empty means all
+	Expires      time.Time `json:"expires,omitzero"`
+}
+
+// Reloaded is what POST /v1/reload answers.
+type Reloaded struct {
+	Path string `json:"path"` // of the file that was read
+	// Changed are the parts of the configuration that are others now, one
+	// sentence each; empty when nothing is.
+	Changed  []string          `json:"changed"`
+	Warnings []kiln.Diagnostic `json:"warnings,omitempty"`
 }
 
 // Frame is one line of a stream; exactly one field is set.

@@ -3,10 +3,12 @@ package server
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnproject/kiln"
 )
@@ -44,19 +46,21 @@ const (
 // content. Of an upload that breaks off a part may stay stored: it is what its
 // name says, and the client asks again what is missing.
 func (a *api) upload(r *http.Request) (any, error) {
-	archive := tar.NewReader(http.MaxBytesReader(nil, r.Body, a.Limits.Upload+int64(a.Limits.Blobs)*1024))
+	body := patient{http.MaxBytesReader(nil, r.Body, a.Limits.Upload+int64(a.Limits.Blobs)*1024), callOf(r).response}
+	defer body.end()
+	archive := tar.NewReader(body)
 	batch := a.Store.NewBatch()
 	defer func() { batch.Discard() }()
 	var result, committed UploadResult
 	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return result, batch.Commit(r.Context())
+			return result, errors.Join(batch.Commit(r.Context()), a.stored(r, result))
 		}
 		if err != nil {
 			return nil, kiln.Errorf(kiln.CodeInvalid, "run the command again", "the upload broke off: %w", err)
 		}
-		digest, err := a.admit(header, result)
+		digest, err := a.checkEntry(header, result)
 		if err != nil {
 			return nil, err
 		}
@@ -77,8 +81,37 @@ func (a *api) upload(r *http.Request) (any, error) {
 	}
 }
 
-// admit checks one entry of an upload before a byte of it is stored.
-func (a *api) admit(header *tar.Header, so UploadResult) (kiln.Digest, error) {
+// stored tells of an upload.
+func (a *api) stored(r *http.Request, result UploadResult) error {
+	if result.Blobs == 0 {
+		return nil
+	}
+	return a.record(r.Context(), kiln.Event{
+		Kind: "blobs.stored", Subject: "store", Message: fmt.Sprintf("%d blobs, %d bytes, were sent to the store", result.Blobs, result.Bytes), Actor: actorOf(r),
+	})
+}
+
+// uploadTimeout is how long a client may take to send the next part of an
+// upload.
+const uploadTimeout = time.Minute
+
+// patient is the body of an upload: as a whole it may take as long as it
+// likes, while it goes on.
+type patient struct {
+	io.Reader
+	response *http.ResponseController
+}
+
+func (p patient) Read(b []byte) (int, error) {
+	_ = p.response.SetReadDeadline(time.Now().Add(uploadTimeout))
+	return p.Reader.Read(b)
+}
+
+// end waits no longer for what is left.
+func (p patient) end() { _ = p.response.SetReadDeadline(time.Now().Add(refusedTimeout)) }
+
+// checkEntry checks one entry of an upload before a byte of it is stored.
+func (a *api) checkEntry(header *tar.Header, so UploadResult) (kiln.Digest, error) {
 	invalid := func(format string, args ...any) (kiln.Digest, error) {
 		return "", kiln.Errorf(kiln.CodeInvalid, "", format, args...)
 	}

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,22 +20,27 @@ import (
 	"github.com/kilnproject/kiln/internal/control"
 )
 
-// Client calls the API of one data directory. Its errors are *kiln.Error; one
+// Client calls the API of one control plane. Its errors are *kiln.Error; one
 // with kiln.CodeUnavailable means that no control plane answers. Safe for
 // concurrent use.
 type Client struct {
 	http    *http.Client
-	socket  string
+	base    url.URL // scheme and host
+	place   string  // where the control plane is, for people
+	remote  bool
+	token   string // empty over the Unix socket
 	version string
 }
 
-// NewClient returns a client of the socket; nothing is dialled yet. The
-// version is the caller's own, told to the server.
+// dialTimeout bounds the making of a connection.
+const dialTimeout = 5 * time.Second
+
+// NewClient returns a client of a data directory's socket; nothing is dialled
+// yet. The version is the caller's own, told to the server.
 func NewClient(socket, version string) *Client {
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	dialer := &net.Dialer{Timeout: dialTimeout}
 	return &Client{
-		socket:  socket,
-		version: version,
+		base: url.URL{Scheme: "http", Host: "kiln"}, place: socket, version: version,
 		http: &http.Client{Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return dialer.DialContext(ctx, "unix", socket)
@@ -54,14 +60,44 @@ func (c *Client) Status(ctx context.Context) (control.Status, error) {
 	return get[control.Status](ctx, c, "status", nil)
 }
 
-// Instances lists instances; an empty environment means all.
+// Instances lists instances by environment, service and age; an empty
+// environment means all.
 func (c *Client) Instances(ctx context.Context, environment string) ([]kiln.Instance, error) {
-	return get[[]kiln.Instance](ctx, c, "instances", url.Values{"environment": {environment}})
+	return pages[kiln.Instance](ctx, c, "instances", environment)
 }
 
-// Releases lists releases; an empty environment means all.
+// Releases lists releases by environment, the newest first; an empty
+// environment means all.
 func (c *Client) Releases(ctx context.Context, environment string) ([]kiln.Release, error) {
-	return get[[]kiln.Release](ctx, c, "releases", url.Values{"environment": {environment}})
+	return pages[kiln.Release](ctx, c, "releases", environment)
+}
+
+// pages asks for a list until its end.
+func pages[T any](ctx context.Context, c *Client, path, environment string) ([]T, error) {
+	all := []T{}
+	query := url.Values{"environment": {environment}, "limit": {strconv.Itoa(pageMost)}}
+	for {
+		page, err := get[Page[T]](ctx, c, path, query)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Items...)
+		if page.Next == "" {
+			return all, nil
+		}
+		query.Set("cursor", page.Next)
+	}
+}
+
+// Settings asks for the configuration in effect.
+func (c *Client) Settings(ctx context.Context) (Settings, error) {
+	return get[Settings](ctx, c, "config", nil)
+}
+
+// Reload has the configuration read again.
+func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
+	var result Reloaded
+	return result, c.call(ctx, http.MethodPost, "reload", nil, typeJSON, strings.NewReader("{}"), &result)
 }
 
 // Plan asks what Up would do.
@@ -102,18 +138,54 @@ func (c *Client) Shutdown(ctx context.Context, progress func(kiln.Progress)) err
 	return err
 }
 
-// Events calls each for every selected event, in order.
+// Events calls each for every selected event, in order. While it follows, a
+// stream that breaks off is taken up again after the last event.
 func (c *Client) Events(ctx context.Context, query control.EventQuery, each func(kiln.Event) error) error {
-	values := url.Values{
-		"environment": {query.Environment}, "follow": {strconv.FormatBool(query.Follow)},
-		"after": {strconv.FormatInt(query.After, 10)}, "last": {strconv.Itoa(query.Last)},
-	}
-	return c.follow(ctx, "events", values, func(f Frame) error {
+	var refused error
+	take := func(f Frame) error {
 		if f.Event == nil {
 			return nil
 		}
-		return each(*f.Event)
-	})
+		query.After, query.Last = f.Event.Sequence, 0
+		refused = each(*f.Event)
+		return refused
+	}
+	for {
+		values := url.Values{
+			"environment": {query.Environment}, "follow": {strconv.FormatBool(query.Follow)},
+			"after": {strconv.FormatInt(query.After, 10)}, "last": {strconv.Itoa(query.Last)},
+		}
+		err := c.follow(ctx, "events", values, take)
+		if !query.Follow || ctx.Err() != nil || refused != nil || err != nil && !errors.Is(err, errBroken) {
+			return err
+		}
+		if err := c.awaitBack(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+const (
+	backLimit = 30 * time.Second // how long a control plane that went away is waited for
+	backEvery = 100 * time.Millisecond
+)
+
+// awaitBack returns once a control plane answers again.
+func (c *Client) awaitBack(ctx context.Context) error {
+	limit := time.Now().Add(backLimit)
+	tick := time.NewTicker(backEvery)
+	defer tick.Stop()
+	for {
+		_, err := c.Version(ctx)
+		if !errors.Is(err, &kiln.Error{Code: kiln.CodeUnavailable}) || time.Now().After(limit) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Logs calls each for every selected line, in the order of time.
@@ -175,6 +247,9 @@ func (c *Client) follow(ctx context.Context, path string, query url.Values, each
 	return err
 }
 
+// errBroken is in the error of a stream that ended without a result.
+var errBroken = errors.New("the stream broke off")
+
 // frames reads a stream to its end and returns the result.
 func (c *Client) frames(ctx context.Context, response *http.Response, each func(Frame) error) (json.RawMessage, error) {
 	defer func() { _ = response.Body.Close() }()
@@ -186,7 +261,7 @@ func (c *Client) frames(ctx context.Context, response *http.Response, each func(
 			return nil, ctx.Err()
 		case err != nil:
 			return nil, kiln.Errorf(kiln.CodeUnavailable, "kiln status says how things stand; kilnd.log in the data directory says why",
-				"the control plane went away in the middle: %w", err)
+				"the control plane went away in the middle: %w", errors.Join(errBroken, err))
 		case f.Error != nil:
 			return nil, f.Error
 		case f.Result != nil:
@@ -221,12 +296,16 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 
 // send makes a request and checks that the two sides understand each other.
 func (c *Client) send(ctx context.Context, method, path string, query url.Values, contentType string, body io.Reader) (*http.Response, error) {
-	address := url.URL{Scheme: "http", Host: "kiln", Path: "/v1/" + path, RawQuery: query.Encode()}
+	address := c.base
+	address.Path, address.RawQuery = "/v1/"+path, query.Encode()
 	request, err := http.NewRequestWithContext(ctx, method, address.String(), body)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set(VersionHeader, c.version)
+	if c.token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.token)
+	}
 	if contentType != "" {
 		request.Header.Set("Content-Type", contentType)
 	}
@@ -246,12 +325,14 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case c.remote:
+		return c.unreachableRemote(err)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return kiln.Errorf(kiln.CodeUnavailable, "kiln up starts one in the background, and kilnd runs one in the foreground; --data names another data directory",
-			"no control plane runs on %s", c.socket)
+			"no control plane runs on %s", c.place)
 	case errors.Is(err, os.ErrPermission):
 		return kiln.Errorf(kiln.CodeRefused, "run it as root or as a member of the group "+GroupName,
-			"you may not use %s", c.socket)
+			"you may not use %s", c.place)
 	default:
 		return kiln.Errorf(kiln.CodeUnavailable, "kilnd.log in the data directory may say why",
 			"the control plane does not answer: %w", err)

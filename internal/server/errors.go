@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 
 	"github.com/kilnproject/kiln"
 )
@@ -57,7 +58,17 @@ func errorOf(err error) *kiln.Error {
 
 func writeError(w http.ResponseWriter, err error) {
 	shown := errorOf(err)
-	writeJSON(w, statusOf(shown.Code), Frame{Error: shown})
+	status := statusOf(shown.Code)
+	if d := (*denial)(nil); errors.As(err, &d) {
+		status = d.status
+		if status == http.StatusUnauthorized {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="kiln"`)
+		}
+		if d.after > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int(d.after.Seconds())))
+		}
+	}
+	writeJSON(w, status, Frame{Error: shown})
 }
 
 // writeJSON answers with one value. A client that is gone gets nothing, and

@@ -74,16 +74,26 @@ func (s *socket) Close() error {
 	return s.UnixListener.Close()
 }
 
-// Serve answers until ctx ends, then takes no more requests and gives those
-// that run until the grace has passed; after it they are cut.
+// The connections of the Unix socket that are open at once.
+const socketTotal = 1024
+
+// Serve answers on a Unix socket until ctx ends, then takes no more requests
+// and gives those that run until the grace has passed; after it they are cut.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler, grace time.Duration, log *slog.Logger) error {
+	return serveDoor(ctx, door{listener, newCrowd(socketTotal, socketTotal)}, handler, grace, log)
+}
+
+func serveDoor(ctx context.Context, listener net.Listener, handler http.Handler, grace time.Duration, log *slog.Logger) error {
 	// Requests are not children of ctx: what runs when the end comes may
 	// finish within the grace.
 	base, cut := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), closingKey{}, ctx))
 	defer cut()
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // a connection is one request: what hangs can be counted
 	server := &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second,
+		Protocols:         &protocols,
+		ReadHeaderTimeout: 10 * time.Second, // of the TLS handshake, too
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -94,7 +104,10 @@ func Serve(ctx context.Context, listener net.Listener, handler http.Handler, gra
 	go func() { ended <- server.Serve(listener) }()
 	select {
 	case err := <-ended:
-		return err
+		if ctx.Err() == nil {
+			return err
+		}
+		ended <- err // the listener was closed first; requests end as with any end
 	case <-ctx.Done():
 	}
 	closing, cancel := context.WithTimeout(base, grace)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/user"
 	"slices"
@@ -50,15 +51,45 @@ func (p Peer) allowed(group uint32, exists bool) bool {
 	return exists && (p.GID == group || slices.Contains(p.Groups, group))
 }
 
-type peerKey struct{}
+type (
+	peerKey   struct{}
+	guestKey  struct{}
+	remoteKey struct{}
+)
 
-// withPeer is http.Server's ConnContext: it notes who connected.
+// withPeer is http.Server's ConnContext: it notes who connected, or over TCP
+// from where.
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
-	peer, err := peerOf(conn)
+	g := guestOf(conn)
+	if g == nil {
+		return ctx
+	}
+	ctx = context.WithValue(ctx, guestKey{}, g)
+	if at, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return context.WithValue(ctx, remoteKey{}, at.AddrPort().Addr().Unmap())
+	}
+	peer, err := peerOf(g.Conn)
 	if err != nil {
 		return ctx
 	}
 	return context.WithValue(ctx, peerKey{}, peer)
+}
+
+// remoteOf says from where a request came over TCP.
+func remoteOf(ctx context.Context) (netip.Addr, bool) {
+	from, ok := ctx.Value(remoteKey{}).(netip.Addr)
+	return from, ok
+}
+
+// serves marks a request's connection as serving a known caller until leave is
+// called.
+func serves(ctx context.Context) (leave func()) {
+	g, ok := ctx.Value(guestKey{}).(*guest)
+	if !ok {
+		return func() {}
+	}
+	g.serves.Add(1)
+	return func() { g.serves.Add(-1) }
 }
 
 // authorize returns the actor, or the refusal.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"io"
@@ -9,84 +10,154 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/control"
 )
 
-// Options are what a handler needs. All but Shutdown and Limits must be set.
+// openapi describes the API; a test keeps it equal to routes and types.
+//
+//go:embed openapi.json
+var openapi []byte
+
+// Options are what a handler needs. Control, Store, Version and Log must be
+// set.
 type Options struct {
 	Control Control
 	Store   Store
 	Version Version
 	Log     *slog.Logger
 	Limits  Limits
+	// Access lets callers in over TCP; nil lets none in.
+	Access *Access
+	// Record puts an event into the history; nil drops it.
+	Record func(ctx context.Context, e kiln.Event) error
 	// Shutdown ends every environment and then Kiln's own processes; nil when
 	// the server cannot be asked for it.
 	Shutdown func(ctx context.Context, actor string, progress func(kiln.Progress)) error
+	// Reload reads the configuration again; nil when there is none to read.
+	Reload func(ctx context.Context, actor string) (Reloaded, error)
+	// Settings is the configuration in effect; nil when there is none.
+	Settings func() Settings
 }
 
-// bodyTimeout bounds how long a JSON body may take to arrive.
-const bodyTimeout = 2 * time.Minute
+const (
+	// bodyTimeout bounds how long a JSON body may take to arrive.
+	bodyTimeout = 2 * time.Minute
+	// bodyMemory bounds the JSON bodies that are held at once, in bytes.
+	bodyMemory = 256 << 20
+	// refusedTimeout is how long a refused client may go on to send.
+	refusedTimeout = 2 * time.Second
+)
 
 type api struct {
 	Options
+	bodies *semaphore.Weighted
 }
 
 // New returns the API's handler. It answers requests that came over a Unix
-// socket through Serve; others are refused, because nobody knows who they are.
+// socket through Serve, or over TCP through a Remote; others are refused,
+// because nobody knows who they are.
 func New(options Options) http.Handler {
-	options.Limits = options.Limits.withDefaults()
-	a := &api{Options: options}
+	a := newAPI(options)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/version", a.answer(func(*http.Request) (any, error) { return a.Version, nil }))
-	mux.HandleFunc("GET /v1/status", a.answer(a.status))
-	mux.HandleFunc("GET /v1/instances", a.answer(a.instances))
-	mux.HandleFunc("GET /v1/releases", a.answer(a.releases))
-	mux.HandleFunc("POST /v1/blobs/missing", a.answer(a.missing))
-	mux.HandleFunc("POST /v1/blobs", a.answer(a.upload))
-	mux.HandleFunc("POST /v1/plan", a.answer(a.plan))
-	mux.HandleFunc("POST /v1/up", a.stream(a.up))
-	mux.HandleFunc("POST /v1/bake", a.stream(a.bake))
-	mux.HandleFunc("POST /v1/rollback", a.stream(a.rollback))
-	mux.HandleFunc("POST /v1/down", a.stream(a.down))
-	mux.HandleFunc("POST /v1/shutdown", a.stream(a.shutdown))
-	mux.HandleFunc("GET /v1/events", a.stream(a.events))
-	mux.HandleFunc("GET /v1/logs", a.stream(a.logs))
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeError(w, kiln.Errorf(kiln.CodeNotFound, "docs/reference/api.md lists what there is", "no %s %s", r.Method, r.URL.Path))
-	})
-	return a.enter(mux)
+	for _, r := range a.routes() {
+		mux.Handle(r.method+" "+r.path, a.enter(r.role, r.handle))
+	}
+	mux.Handle("/", a.enter(kiln.RoleRead, func(w http.ResponseWriter, r *http.Request) {
+		writeError(w, kiln.Errorf(kiln.CodeNotFound, "GET /v1/openapi.json lists what there is", "no %s %s", r.Method, r.URL.Path))
+	}))
+	return mux
+}
+
+func newAPI(options Options) *api {
+	options.Limits = options.Limits.withDefaults()
+	if options.Access == nil {
+		options.Access = NewAccess(nil)
+	}
+	return &api{Options: options, bodies: semaphore.NewWeighted(bodyMemory)}
 }
 
 type callKey struct{}
 
 // call is what a request is known by once it has entered.
 type call struct {
-	actor    string
+	caller
 	response *http.ResponseController
 }
 
-// enter does what every request needs: versions told, caller known, defects
-// turned into answers.
-func (a *api) enter(next http.Handler) http.Handler {
+// enter does what every request needs: caller known and allowed, versions
+// told, defects turned into answers.
+func (a *api) enter(need kiln.Role, next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		response := http.NewResponseController(w)
+		_ = response.SetWriteDeadline(time.Now().Add(writeTimeout))
+		within, end, err := a.admit(r, need)
+		if err != nil {
+			a.refuse(w, r, response, err)
+			return
+		}
+		defer end()
 		w.Header().Set(VersionHeader, a.Version.Version)
 		if err := CheckSkew(r.Header.Get(VersionHeader), a.Version.Version); err != nil {
-			writeError(w, err)
+			a.refuse(w, r, response, err)
 			return
 		}
-		actor, err := authorize(r.Context())
-		if err != nil {
-			a.Log.Warn("request refused", "path", r.URL.Path, "error", err)
-			writeError(w, err)
-			return
-		}
-		c := call{actor: actor, response: http.NewResponseController(w)}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
+		next(w, r.WithContext(within))
 	})
+}
+
+// admit says who calls and counts the request as running, or says why it may
+// not. The context that it returns ends when the caller may no longer call.
+func (a *api) admit(r *http.Request, need kiln.Role) (context.Context, func(), error) {
+	ctx := r.Context()
+	who, err := a.identify(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r.ContentLength != 0 && r.Method == http.MethodGet {
+		return nil, nil, kiln.Errorf(kiln.CodeInvalid, "", "%s %s takes no body", r.Method, r.URL.Path)
+	}
+	if !who.role.Includes(need) {
+		a.Log.Warn("request refused", "method", r.Method, "path", r.URL.Path, "actor", who.actor, "role", who.role, "needs", need)
+		return nil, nil, kiln.Errorf(kiln.CodeRefused, "use a token with that role, or the Unix socket",
+			"%s may not do that: it needs role %s, and has role %s", who.actor, need, who.role)
+	}
+	ctx, end, err := a.Access.begin(ctx, who)
+	if err != nil {
+		return nil, nil, err
+	}
+	leave := serves(ctx)
+	ctx = context.WithValue(ctx, callKey{}, call{caller: who})
+	return ctx, func() { leave(); end() }, nil
+}
+
+// identify says who calls.
+func (a *api) identify(r *http.Request) (caller, error) {
+	if from, ok := remoteOf(r.Context()); ok {
+		return a.Access.enter(r.Context(), from, r.Header.Get("Authorization"))
+	}
+	actor, err := authorize(r.Context())
+	if err != nil {
+		a.Log.Warn("request refused", "path", r.URL.Path, "error", err)
+		return caller{}, err
+	}
+	return caller{actor: actor, role: kiln.RoleAdmin}, nil
+}
+
+// refuse answers a request whose body nobody reads, and does not wait for it.
+func (a *api) refuse(w http.ResponseWriter, r *http.Request, response *http.ResponseController, err error) {
+	w.Header().Set(VersionHeader, a.Version.Version)
+	if r.ContentLength != 0 { // the body is not read
+		w.Header().Set("Connection", "close")
+		_ = response.SetReadDeadline(time.Now().Add(refusedTimeout))
+	}
+	writeError(w, err)
 }
 
 // callOf is for handlers behind enter.
@@ -97,11 +168,13 @@ func actorOf(r *http.Request) string { return callOf(r).actor }
 // answer is an endpoint with one answer.
 func (a *api) answer(do func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		r = withResponse(w, r)
 		var result any
 		err := a.guard(r, func() (err error) {
 			result, err = do(r)
 			return err
 		})
+		_ = callOf(r).response.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if err != nil {
 			writeError(w, err)
 			return
@@ -112,8 +185,13 @@ func (a *api) answer(do func(*http.Request) (any, error)) http.HandlerFunc {
 
 // stream is an endpoint that answers with frames.
 func (a *api) stream(do func(*http.Request, *stream) (any, error)) http.HandlerFunc {
+	return a.streamAs(typeStream, do)
+}
+
+func (a *api) streamAs(mediaType string, do func(*http.Request, *stream) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		s := newStream(r.Context(), w)
+		r = withResponse(w, r)
+		s := newStream(r.Context(), w, mediaType)
 		var result any
 		err := a.guard(r, func() (err error) {
 			result, err = do(r, s)
@@ -123,7 +201,15 @@ func (a *api) stream(do func(*http.Request, *stream) (any, error)) http.HandlerF
 	}
 }
 
-// guard turns a panic into an error of ours, with its stack in the log.
+// withResponse lets the readers of a request's body set its deadlines.
+func withResponse(w http.ResponseWriter, r *http.Request) *http.Request {
+	c := callOf(r)
+	c.response = http.NewResponseController(w)
+	return r.WithContext(context.WithValue(r.Context(), callKey{}, c))
+}
+
+// guard turns a panic into an error of ours, with its stack in the log, and
+// says why a context ended where that is known.
 func (a *api) guard(r *http.Request, do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -133,66 +219,82 @@ func (a *api) guard(r *http.Request, do func() error) (err error) {
 		}
 	}()
 	err = do()
+	if cause := (*kiln.Error)(nil); err != nil && r.Context().Err() != nil && errors.As(context.Cause(r.Context()), &cause) {
+		err = cause
+	}
 	if err != nil && errorOf(err).Code == kiln.CodeInternal {
 		a.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 	}
 	return err
 }
 
+// record puts an event of the caller's into the history.
+func (a *api) record(ctx context.Context, e kiln.Event) error {
+	if a.Record == nil {
+		return nil
+	}
+	e.At = time.Now().UTC()
+	return a.Record(ctx, e)
+}
+
 // decode reads a JSON body within the limits and refuses fields that it does
 // not know, so that a misspelt one is never silently without effect.
 func decode[T any](a *api, r *http.Request) (T, error) {
 	var v T
-	// The deadline does not hold for the answer.
 	response := callOf(r).response
 	_ = response.SetReadDeadline(time.Now().Add(bodyTimeout))
-	defer func() { _ = response.SetReadDeadline(time.Time{}) }()
+	size := min(a.Limits.Request, bodyMemory)
+	if r.ContentLength >= 0 {
+		size = min(size, r.ContentLength)
+	}
+	if err := a.bodies.Acquire(r.Context(), size); err != nil {
+		return v, err
+	}
+	defer a.bodies.Release(size)
 	decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, a.Limits.Request))
 	decoder.DisallowUnknownFields()
 	err := decoder.Decode(&v)
 	if err == nil {
 		_, err = decoder.Token()
 		if errors.Is(err, io.EOF) {
+			_ = response.SetReadDeadline(time.Time{}) // it does not hold for the answer
 			return v, nil
 		}
 		err = errors.New("more than one JSON value")
 	}
+	_ = response.SetReadDeadline(time.Now().Add(refusedTimeout)) // what is left is not waited for
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return v, kiln.Errorf(kiln.CodeInvalid, "", "the request has more than %d bytes", tooLarge.Limit)
 	}
 	return v, kiln.Errorf(kiln.CodeInvalid, "", "the request cannot be read: %w", err)
 }
 
-func (a *api) status(r *http.Request) (any, error) { return a.Control.Status(r.Context()) }
-
-func (a *api) instances(r *http.Request) (any, error) {
-	return eachEnvironment(a, r, a.Control.Instances)
-}
-
-func (a *api) releases(r *http.Request) (any, error) {
-	return eachEnvironment(a, r, a.Control.Releases)
-}
-
-// eachEnvironment lists what belongs to the environment that is asked for, or
-// to all of them.
-func eachEnvironment[T any](a *api, r *http.Request, list func(context.Context, string) ([]T, error)) ([]T, error) {
-	if name := r.URL.Query().Get("environment"); name != "" {
-		one, err := list(r.Context(), name)
-		return orEmpty(one), err
-	}
+func (a *api) status(r *http.Request) (any, error) {
 	status, err := a.Control.Status(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	all := []T{}
-	for _, e := range status.Environments {
-		one, err := list(r.Context(), e.Name)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, one...)
+	reach := callOf(r).reach
+	status.Environments = slices.DeleteFunc(status.Environments, func(e control.EnvironmentStatus) bool { return !reach.Covers(e.Name) })
+	return status, nil
+}
+
+func (a *api) settings(*http.Request) (any, error) {
+	if a.Settings == nil {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "", "this server has no configuration")
 	}
-	return all, nil
+	return a.Settings(), nil
+}
+
+func (a *api) reload(r *http.Request) (any, error) {
+	if _, err := decode[struct{}](a, r); err != nil {
+		return nil, err
+	}
+	if a.Reload == nil {
+		return nil, kiln.Errorf(kiln.CodeRefused, "", "this server has no configuration to reload")
+	}
+	// Once it is taken, half of it must not be undone because the caller left.
+	return a.Reload(context.WithoutCancel(r.Context()), actorOf(r))
 }
 
 // orEmpty makes an empty list "[]" and not "null" in JSON.
@@ -213,7 +315,7 @@ func (a *api) plan(r *http.Request) (any, error) {
 
 func (a *api) upRequest(r *http.Request) (control.UpRequest, error) {
 	request, err := decode[control.UpRequest](a, r)
-	request.Actor = actorOf(r)
+	request.Actor, request.Reach = actorOf(r), callOf(r).reach
 	return request, err
 }
 
@@ -238,7 +340,7 @@ func (a *api) rollback(r *http.Request, s *stream) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	request.Actor = actorOf(r)
+	request.Actor, request.Reach = actorOf(r), callOf(r).reach
 	return a.Control.Rollback(r.Context(), request, s.offer)
 }
 
@@ -247,7 +349,7 @@ func (a *api) down(r *http.Request, s *stream) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	request.Actor = actorOf(r)
+	request.Actor, request.Reach = actorOf(r), callOf(r).reach
 	return struct{}{}, a.Control.Down(r.Context(), request, s.offer)
 }
 
@@ -258,27 +360,15 @@ func (a *api) shutdown(r *http.Request, s *stream) (any, error) {
 	return struct{}{}, a.Shutdown(r.Context(), actorOf(r), s.offer)
 }
 
-func (a *api) events(r *http.Request, s *stream) (any, error) {
-	q := r.URL.Query()
-	query := control.EventQuery{Environment: q.Get("environment")}
-	p := params{values: q}
-	query.After = p.integer("after")
-	query.Last = int(p.integer("last"))
-	query.Follow = p.boolean("follow")
-	if p.err != nil {
-		return nil, p.err
-	}
-	ctx, cancel := untilClosing(r.Context())
-	defer cancel()
-	return struct{}{}, a.Control.Events(ctx, query, func(e kiln.Event) error { return s.send(Frame{Event: &e}) })
-}
-
 func (a *api) logs(r *http.Request, s *stream) (any, error) {
 	q := r.URL.Query()
 	p := params{values: q}
 	query := kiln.LogQuery{
 		Environment: q.Get("environment"), Service: q.Get("service"), Instance: q.Get("instance"),
 		Tail: int(p.integer("tail")), Follow: p.boolean("follow"), Since: p.instant("since"),
+	}
+	if p.err == nil && !callOf(r).reach.Covers(query.Environment) {
+		p.err = kiln.Errorf(kiln.CodeRefused, "use a token whose block in kilnd.hcl names the environment", "environment %q is not for this token", query.Environment)
 	}
 	if p.err != nil {
 		return nil, p.err
@@ -305,7 +395,7 @@ func (p *params) integer(name string) int64 {
 	if text == "" {
 		return 0
 	}
-	n, err := strconv.ParseInt(text, 10, 32)
+	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n < 0 {
 		p.fail(name, "a whole number, 0 or more")
 	}

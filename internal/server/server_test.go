@@ -32,6 +32,7 @@ type fakeControl struct {
 	logs   func(ctx context.Context, w io.Writer, q kiln.LogQuery) error
 	down   string
 	actor  string
+	listed int // instances, and releases
 }
 
 func (f *fakeControl) Up(ctx context.Context, r control.UpRequest, p func(kiln.Progress)) (control.UpResult, error) {
@@ -57,10 +58,25 @@ func (f *fakeControl) Down(_ context.Context, r control.DownRequest, _ func(kiln
 
 func (f *fakeControl) Status(context.Context) (control.Status, error) { return f.status() }
 
-func (f *fakeControl) Instances(context.Context, string) ([]kiln.Instance, error) { return nil, nil }
+func (f *fakeControl) InstancePage(_ context.Context, q control.InstanceQuery) ([]kiln.Instance, error) {
+	var out []kiln.Instance
+	for i := range f.listed {
+		one := kiln.Instance{Environment: "production", Service: "web", ID: fmt.Sprintf("web-%04d", i)}
+		if one.ID > q.After.ID && len(out) < q.Limit {
+			out = append(out, one)
+		}
+	}
+	return out, nil
+}
 
-func (f *fakeControl) Releases(_ context.Context, environment string) ([]kiln.Release, error) {
-	return []kiln.Release{{Environment: environment, Number: 1}}, nil
+func (f *fakeControl) ReleasePage(_ context.Context, q control.ReleaseQuery) ([]kiln.Release, error) {
+	var out []kiln.Release
+	for n := f.listed; n > 0; n-- {
+		if (q.After.Number == 0 || n < q.After.Number) && len(out) < q.Limit {
+			out = append(out, kiln.Release{Environment: "production", Number: n})
+		}
+	}
+	return out, nil
 }
 
 func (f *fakeControl) Events(ctx context.Context, q control.EventQuery, each func(kiln.Event) error) error {
@@ -115,6 +131,7 @@ func (b *fakeBatch) Discard() { b.blobs = nil }
 type fixture struct {
 	control *fakeControl
 	store   *fakeStore
+	options Options
 	client  *Client
 	socket  string
 	log     *bytes.Buffer // read it after stop
@@ -132,18 +149,27 @@ func serve(t *testing.T, change func(*Options)) *fixture {
 		control: &fakeControl{}, store: &fakeStore{blobs: map[kiln.Digest][]byte{}},
 		socket: filepath.Join(dir, SocketName), log: &bytes.Buffer{},
 	}
-	log := slog.New(slog.NewTextHandler(f.log, nil))
-	options := Options{Control: f.control, Store: f.store, Version: Version{Version: "1.4.0", PID: 7}, Log: log}
-	if change != nil {
-		change(&options)
+	f.options = Options{
+		Control: f.control, Store: f.store, Version: Version{Version: "1.4.0", PID: 7}, Log: slog.New(slog.NewTextHandler(f.log, nil)),
 	}
+	if change != nil {
+		change(&f.options)
+	}
+	f.start(t)
+	f.client = NewClient(f.socket, "1.4.2")
+	return f
+}
+
+// start serves, for the first time or again.
+func (f *fixture) start(t *testing.T) {
+	t.Helper()
 	listener, err := Listen(f.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, listener, New(options), time.Second, log) }()
+	go func() { ended <- Serve(ctx, listener, New(f.options), time.Second, f.options.Log) }()
 	f.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -151,8 +177,6 @@ func serve(t *testing.T, change func(*Options)) *fixture {
 		}
 	})
 	t.Cleanup(f.stop)
-	f.client = NewClient(f.socket, "1.4.2")
-	return f
 }
 
 func TestUpStreamsProgressAndResult(t *testing.T) {
@@ -335,29 +359,42 @@ func TestRequestsAreBounded(t *testing.T) {
 	}
 }
 
-func TestEventsFollowUntilTheServerCloses(t *testing.T) {
+// TestAFollowedStreamGoesOnAfterARestart ends the server under a client and
+// starts another on the same socket.
+func TestAFollowedStreamGoesOnAfterARestart(t *testing.T) {
 	f := serve(t, nil)
+	queries := make(chan control.EventQuery, 2)
 	f.control.events = func(ctx context.Context, q control.EventQuery, each func(kiln.Event) error) error {
-		if q.Environment != "production" || q.After != 5 || q.Last != 2 || !q.Follow {
-			t.Errorf("query %+v", q)
-		}
-		if err := each(kiln.Event{Sequence: 6, Kind: "release.live"}); err != nil {
+		queries <- q
+		if err := each(kiln.Event{Sequence: q.After + 1, Kind: "release.live"}); err != nil {
 			return err
 		}
 		<-ctx.Done()
 		return nil
 	}
-	first := make(chan kiln.Event, 1)
+	seen := make(chan kiln.Event)
 	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		query := control.EventQuery{Environment: "production", After: 5, Last: 2, Follow: true}
-		ended <- f.client.Events(t.Context(), query, func(e kiln.Event) error { first <- e; return nil })
+		ended <- f.client.Events(ctx, query, func(e kiln.Event) error { seen <- e; return nil })
 	}()
-	if e := <-first; e.Sequence != 6 {
+	if diff := cmp.Diff(control.EventQuery{Environment: "production", After: 5, Last: 2, Follow: true}, <-queries); diff != "" {
+		t.Error(diff)
+	}
+	if e := <-seen; e.Sequence != 6 {
 		t.Errorf("event %+v", e)
 	}
 	f.stop()
-	if err := <-ended; err != nil {
+	f.start(t)
+	if diff := cmp.Diff(control.EventQuery{Environment: "production", After: 6, Follow: true}, <-queries); diff != "" {
+		t.Error(diff)
+	}
+	if e := <-seen; e.Sequence != 7 {
+		t.Errorf("event %+v", e)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("end of the stream: %v", err)
 	}
 }
@@ -537,23 +574,5 @@ func TestDownAndShutdownKnowTheActor(t *testing.T) {
 	}
 	if err := f.client.Shutdown(t.Context(), nil); err != nil || by != f.control.actor {
 		t.Errorf("shutdown by %q: %v", by, err)
-	}
-}
-
-func TestWithoutAnEnvironmentAllAreListed(t *testing.T) {
-	f := serve(t, nil)
-	f.control.status = func() (control.Status, error) {
-		return control.Status{Environments: []control.EnvironmentStatus{{Name: "a"}, {Name: "b"}}}, nil
-	}
-	all, err := f.client.Releases(t.Context(), "")
-	if err != nil || len(all) != 2 || all[1].Environment != "b" {
-		t.Errorf("%+v %v", all, err)
-	}
-	one, err := f.client.Releases(t.Context(), "c")
-	if err != nil || len(one) != 1 || one[0].Environment != "c" {
-		t.Errorf("%+v %v", one, err)
-	}
-	if none, err := f.client.Instances(t.Context(), ""); err != nil || none == nil {
-		t.Errorf("%v %v", none, err)
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/kilnproject/kiln"
 )
@@ -14,21 +16,32 @@ import (
 // news never waits for a client that does not read.
 type stream struct {
 	ctx    context.Context
+	as     string // media type
 	frames chan Frame
 	done   chan struct{} // closed when the writer has ended
 }
 
-const streamQueue = 1024 // frames that wait for the client
+const (
+	streamQueue = 1024 // frames that wait for the client
+	// writeTimeout is how long a client may take to read what is sent to it; one
+	// that takes longer is dropped.
+	writeTimeout = 30 * time.Second
+	// aliveEvery is how often a stream without news says that it is alive.
+	aliveEvery = 15 * time.Second
+)
 
-// newStream starts the writer; close waits for it.
-func newStream(ctx context.Context, w http.ResponseWriter) *stream {
-	s := &stream{ctx: ctx, frames: make(chan Frame, streamQueue), done: make(chan struct{})}
+// newStream starts the writer; finish waits for it.
+func newStream(ctx context.Context, w http.ResponseWriter, as string) *stream {
+	s := &stream{ctx: ctx, as: as, frames: make(chan Frame, streamQueue), done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		s.write(w)
 	}()
 	return s
 }
+
+// open answers before there is news, so that the client knows that it comes.
+func (s *stream) open() { _ = s.send(Frame{}) }
 
 // offer sends what may be lost: output of a build that a slow client would
 // otherwise hold up. The end of a step is worth a wait only while there is room.
@@ -51,7 +64,8 @@ func (s *stream) send(f Frame) error {
 	}
 }
 
-// finish sends the last frame and waits until it is written.
+// finish sends the last frame and waits until it is written. A client that
+// does not read it is gone after writeTimeout.
 func (s *stream) finish(result any, err error) {
 	frame := Frame{}
 	if err == nil {
@@ -60,7 +74,10 @@ func (s *stream) finish(result any, err error) {
 	if err != nil {
 		frame = Frame{Error: errorOf(err)}
 	}
-	_ = s.send(frame) // fails only when the client is gone
+	select {
+	case s.frames <- frame:
+	case <-s.done: // the client is gone
+	}
 	close(s.frames)
 	<-s.done
 }
@@ -68,27 +85,84 @@ func (s *stream) finish(result any, err error) {
 // write owns w until the frames end or the client is gone. The status is that
 // of the first frame, so that a refusal at once is one in HTTP too.
 func (s *stream) write(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", typeStream)
+	w.Header().Set("Content-Type", s.as)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	flush := http.NewResponseController(w)
+	w.Header().Set("Cache-Control", "no-store")
+	control := http.NewResponseController(w)
 	buffered := bufio.NewWriter(w)
-	encoder := json.NewEncoder(buffered)
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
 	first := true
-	for frame := range s.frames {
+	for {
+		var frame Frame
+		select {
+		case next, more := <-s.frames:
+			if !more {
+				return
+			}
+			frame = next
+		case <-alive.C:
+			if first {
+				continue // the status is not known yet
+			}
+		}
+		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if first {
 			first = false
 			w.WriteHeader(frameStatus(frame))
 		}
-		if encoder.Encode(frame) != nil {
+		if s.encode(buffered, frame) != nil {
 			return
 		}
 		if len(s.frames) > 0 {
 			continue
 		}
-		if buffered.Flush() != nil || flush.Flush() != nil {
+		alive.Reset(aliveEvery)
+		if buffered.Flush() != nil || control.Flush() != nil {
 			return
 		}
 	}
+}
+
+// encode writes one frame; one that is empty only says that the stream is
+// alive.
+func (s *stream) encode(w *bufio.Writer, f Frame) error {
+	if s.as == typeSSE {
+		return encodeSSE(w, f)
+	}
+	if f.empty() {
+		return w.WriteByte('\n')
+	}
+	return json.NewEncoder(w).Encode(f)
+}
+
+// encodeSSE writes a frame as an event of a browser's EventSource (HTML
+// Living Standard, 9.2). The ID of an event is where to go on after it.
+func encodeSSE(w *bufio.Writer, f Frame) error {
+	if f.empty() {
+		_, err := w.WriteString(":\n\n")
+		return err
+	}
+	name, data := "end", any(struct{}{})
+	switch {
+	case f.Event != nil:
+		name, data = f.Event.Kind, f.Event
+		if _, err := fmt.Fprintf(w, "id: %d\n", f.Event.Sequence); err != nil {
+			return err
+		}
+	case f.Error != nil:
+		name, data = "refused", f.Error // "error" is the browser's own
+	}
+	body, err := json.Marshal(data) // has no newline
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", name, body)
+	return err
+}
+
+func (f Frame) empty() bool {
+	return f.Progress == nil && f.Event == nil && f.Log == nil && f.Result == nil && f.Error == nil
 }
 
 func frameStatus(f Frame) int {

@@ -1,0 +1,131 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/control"
+)
+
+// route is one endpoint: how it is asked, who may ask, and what it takes and
+// gives. The OpenAPI description is tested against these, and the handler is
+// made from them, so that there is no endpoint without a role.
+type route struct {
+	method, path string
+	role         kiln.Role // the least that may ask
+	summary      string
+	query        []parameter
+	body         any // zero value of what the JSON body is; nil for none
+	tar          bool
+	result       any  // zero value of the answer, or of a stream's result
+	frames       bool // the answer is a stream of frames
+	formats      []string
+	handle       http.HandlerFunc
+}
+
+// parameter is one of a query.
+type parameter struct {
+	name, kind, doc string // kind: "string", "integer", "boolean" or "time"
+}
+
+// routes is every endpoint of the API.
+func (a *api) routes() []route {
+	return append(a.looking(), a.changing()...)
+}
+
+func (a *api) looking() []route {
+	environment := parameter{"environment", "string", "name of an environment; all within reach when not said"}
+	limit := parameter{"limit", "integer", "items of a page: 1 to 1000, 100 when not said"}
+	cursor := parameter{"cursor", "string", "next of the page before; the first page when not said"}
+	follow := parameter{"follow", "boolean", "go on with what comes"}
+	return []route{
+		{
+			method: "GET", path: "/v1/version", role: kiln.RoleRead, summary: "Who answers",
+			result: Version{}, handle: a.answer(func(*http.Request) (any, error) { return a.Version, nil }),
+		},
+		{
+			method: "GET", path: "/v1/openapi.json", role: kiln.RoleRead, summary: "This description",
+			result: map[string]json.RawMessage{}, handle: a.answer(func(*http.Request) (any, error) { return json.RawMessage(openapi), nil }),
+		},
+		{
+			method: "GET", path: "/v1/status", role: kiln.RoleRead, summary: "All environments at a glance",
+			result: control.Status{}, handle: a.answer(a.status),
+		},
+		{
+			method: "GET", path: "/v1/instances", role: kiln.RoleRead, summary: "Instances, those that died of late included, by environment, service and age",
+			query: []parameter{environment, limit, cursor}, result: Page[kiln.Instance]{}, handle: a.answer(a.instances),
+		},
+		{
+			method: "GET", path: "/v1/releases", role: kiln.RoleRead, summary: "Releases, by environment, the newest first",
+			query: []parameter{environment, limit, cursor}, result: Page[kiln.Release]{}, handle: a.answer(a.releases),
+		},
+		{
+			method: "GET", path: "/v1/events", role: kiln.RoleRead, summary: "The history, oldest first: a stream, a page, or server-sent events, as Accept says",
+			query: []parameter{
+				environment,
+				{"after", "integer", "sequence number that the events come after; the header Last-Event-ID says the same"},
+				{"last", "integer", "the newest so many of them; all when not said"},
+				follow, limit, cursor,
+			},
+			result: Page[kiln.Event]{}, frames: true, formats: []string{typeStream, typeSSE, typeJSON}, handle: a.events,
+		},
+		{
+			method: "GET", path: "/v1/logs", role: kiln.RoleRead, summary: "What instances wrote, in the order of time",
+			query: []parameter{
+				{"environment", "string", "name of the environment"},
+				{"service", "string", "one service alone"},
+				{"instance", "string", "one instance alone"},
+				{"tail", "integer", "the last so many lines of each instance; all that is kept when not said"},
+				{"since", "time", "later lines alone"},
+				follow,
+			},
+			result: struct{}{}, frames: true, handle: a.stream(a.logs),
+		},
+		{
+			method: "GET", path: "/v1/config", role: kiln.RoleAdmin, summary: "The configuration in effect",
+			result: Settings{}, handle: a.answer(a.settings),
+		},
+	}
+}
+
+func (a *api) changing() []route {
+	return []route{
+		{
+			method: "POST", path: "/v1/blobs/missing", role: kiln.RoleDeploy, summary: "Which blobs the store has not",
+			body: MissingRequest{}, result: MissingResult{}, handle: a.answer(a.missing),
+		},
+		{
+			method: "POST", path: "/v1/blobs", role: kiln.RoleDeploy, summary: "Store blobs, each named sha256/<64 hex digits> by its content",
+			tar: true, result: UploadResult{}, handle: a.answer(a.upload),
+		},
+		{
+			method: "POST", path: "/v1/plan", role: kiln.RoleDeploy, summary: "What up would do",
+			body: control.UpRequest{}, result: control.PlanResult{}, handle: a.answer(a.plan),
+		},
+		{
+			method: "POST", path: "/v1/up", role: kiln.RoleDeploy, summary: "Bake, release and switch to what a tree says",
+			body: control.UpRequest{}, result: control.UpResult{}, frames: true, handle: a.stream(a.up),
+		},
+		{
+			method: "POST", path: "/v1/bake", role: kiln.RoleDeploy, summary: "Bake images and bundle, and release nothing",
+			body: control.UpRequest{}, result: control.BakeResult{}, frames: true, handle: a.stream(a.bake),
+		},
+		{
+			method: "POST", path: "/v1/rollback", role: kiln.RoleDeploy, summary: "Go back to an earlier release",
+			body: control.RollbackRequest{}, result: control.RollbackResult{}, frames: true, handle: a.stream(a.rollback),
+		},
+		{
+			method: "POST", path: "/v1/down", role: kiln.RoleDeploy, summary: "End an environment",
+			body: control.DownRequest{}, result: struct{}{}, frames: true, handle: a.stream(a.down),
+		},
+		{
+			method: "POST", path: "/v1/reload", role: kiln.RoleAdmin, summary: "Read the configuration again and take it, whole or not at all",
+			body: struct{}{}, result: Reloaded{}, handle: a.answer(a.reload),
+		},
+		{
+			method: "POST", path: "/v1/shutdown", role: kiln.RoleAdmin, summary: "End every environment, and then Kiln's own processes",
+			body: struct{}{}, result: struct{}{}, frames: true, handle: a.stream(a.shutdown),
+		},
+	}
+}
