@@ -28,6 +28,8 @@ import (
 const (
 	leafLife  = 7 * 24 * time.Hour
 	leafFresh = 24 * time.Hour // how long one is used before another is issued
+	// maxNames bounds a certificate: a machine may have hundreds of addresses.
+	maxNames = 64
 	// clockSlack is how far a client's clock may be behind.
 	clockSlack = 24 * time.Hour
 )
@@ -175,7 +177,8 @@ func (a *Authority) issue() (*tls.Certificate, error) {
 		NotBefore: time.Now().Add(-clockSlack), NotAfter: time.Now().Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	for _, name := range append(ownNames(), a.names...) {
+	names := append(slices.Clone(a.names), ownNames()...)
+	for _, name := range names[:min(len(names), maxNames)] {
 		ip := net.ParseIP(name)
 		switch {
 		case ip == nil && !slices.Contains(template.DNSNames, name):

@@ -44,6 +44,9 @@ func eventQuery(r *http.Request) (control.EventQuery, *params) {
 		Environment: p.values.Get("environment"), Reach: callOf(r).reach,
 		After: p.integer("after"), Last: int(p.integer("last")), Follow: p.boolean("follow"),
 	}
+	if q.Environment != "" && !q.Reach.Covers(q.Environment) {
+		p.err = kiln.Errorf(kiln.CodeRefused, "use a token whose block in kilnd.hcl names the environment", "environment %q is not for this token", q.Environment)
+	}
 	if last := r.Header.Get("Last-Event-ID"); last != "" {
 		p.values.Set("Last-Event-ID", last)
 		q.After, q.Last = p.integer("Last-Event-ID"), 0

@@ -71,7 +71,7 @@ func describe(t *testing.T) []byte {
 			"title": "Kiln", "version": "1", "license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 			"description": "The API of a Kiln control plane. docs/reference/api.md says how it is used.",
 		},
-		"servers": []any{object{"url": "https://{host}", "variables": object{"host": object{"default": "localhost:9443"}}}},
+		"servers":  []any{object{"url": "https://{host}", "variables": object{"host": object{"default": "localhost:9443"}}}},
 		"security": []any{object{"token": []any{}}},
 		"paths":    paths,
 		"components": object{
@@ -99,18 +99,41 @@ type describer struct {
 func newDescriber(t *testing.T) *describer {
 	d := &describer{t: t, types: map[string]reflect.Type{}, schemas: object{}}
 	d.reflector = &schema.Reflector{Anonymous: true, Mapper: mapped, Namer: d.name}
+	// A folder of the sources whose types the API has: all others take long.
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Chdir(filepath.Join(wd, "..", ".."))
-	for _, path := range []string{"./", "./internal/control", "./internal/server"} {
-		if err := d.reflector.AddGoComments("github.com/kilnproject/kiln", path); err != nil {
-			t.Fatal(err)
-		}
+	sources := t.TempDir()
+	for _, dir := range []string{".", "internal/control", "internal/server"} {
+		copySources(t, filepath.Join(wd, "..", "..", dir), filepath.Join(sources, dir))
+	}
+	t.Chdir(sources)
+	if err := d.reflector.AddGoComments("github.com/kilnproject/kiln", "./"); err != nil {
+		t.Fatal(err)
 	}
 	t.Chdir(wd)
 	return d
+}
+
+func copySources(t *testing.T, from, to string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(from, "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no sources in %s: %v", from, err)
+	}
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err == nil && !strings.HasSuffix(file, "_test.go") {
+			err = os.WriteFile(filepath.Join(to, filepath.Base(file)), b, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // name is a schema's name; two types may not share one.
@@ -224,17 +247,19 @@ func (d *describer) response(r route) object {
 	if !r.frames {
 		return object{"description": "It was done.", "content": object{typeJSON: object{"schema": result}}}
 	}
-	frame := object{"schema": d.refer(reflect.TypeFor[Frame]()), "x-result": result}
-	content := object{typeStream: frame}
-	for _, format := range r.formats {
-		switch format {
-		case typeJSON:
-			content[typeJSON] = object{"schema": result}
-			frame["x-result"] = object{"type": "object"}
-		case typeSSE:
-			content[typeSSE] = object{"schema": object{"type": "string"}}
-		}
+	content := object{}
+	if slices.Contains(r.formats, typeSSE) {
+		content[typeSSE] = object{"schema": object{"type": "string"}}
 	}
+	if slices.Contains(r.formats, typeJSON) {
+		content[typeJSON] = object{"schema": result}
+		result = object{"type": "object"}
+	}
+	properties := object{"result": result}
+	if r.path == "/v1/logs" {
+		properties["log"] = d.refer(reflect.TypeFor[kiln.LogLine]())
+	}
+	content[typeStream] = object{"schema": object{"allOf": []any{d.refer(reflect.TypeFor[Frame]()), object{"properties": properties}}}}
 	return object{"description": "A stream of frames, one a line; the last has the result, or the error.", "content": content}
 }
 
@@ -283,6 +308,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		check(r.result)
 	}
 	check(Frame{})
+	check(kiln.LogLine{})
 	if checked < 20 {
 		t.Errorf("only %d values were checked", checked)
 	}

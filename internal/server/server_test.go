@@ -576,3 +576,12 @@ func TestDownAndShutdownKnowTheActor(t *testing.T) {
 		t.Errorf("shutdown by %q: %v", by, err)
 	}
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
+func jsonOf(response *http.Response, v any) error {
+	defer func() { _ = response.Body.Close() }()
+	return json.NewDecoder(response.Body).Decode(v)
+}
