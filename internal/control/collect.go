@@ -19,10 +19,13 @@ const (
 // collect frees storage on a schedule, unless something is being baked or
 // released.
 func (c *Control) collect(ctx context.Context) {
-	for pause(ctx, collectEvery) == nil {
+	next := collectEvery
+	for await(ctx, c.bounds, next) == nil {
 		if !c.gate.TryLock() {
+			next = time.Second
 			continue
 		}
+		next = collectEvery
 		err := c.collectOnce(ctx)
 		c.gate.Unlock()
 		if err != nil && ctx.Err() == nil {
@@ -31,11 +34,24 @@ func (c *Control) collect(ctx context.Context) {
 	}
 }
 
+// SetStorageMax changes the bound of storage, in bytes; 0 is no bound. What is
+// above it is collected soon.
+func (c *Control) SetStorageMax(bytes int64) {
+	if c.max.Swap(bytes) == bytes {
+		return
+	}
+	select {
+	case c.bounds <- struct{}{}:
+	default:
+	}
+}
+
 func (c *Control) collectOnce(ctx context.Context) error {
 	keep, err := c.keep(ctx)
 	if err != nil {
 		return err
 	}
+	bound := c.max.Load()
 	var used, freed int64
 	for _, s := range c.storage {
 		n, err := s.Usage(ctx)
@@ -46,8 +62,8 @@ func (c *Control) collectOnce(ctx context.Context) error {
 	}
 	for _, s := range c.storage {
 		want := int64(0)
-		if c.max > 0 {
-			want = max(0, used-freed-c.max)
+		if bound > 0 {
+			want = max(0, used-freed-bound)
 		}
 		n, err := s.Collect(ctx, keep, want)
 		if err != nil {
@@ -58,8 +74,8 @@ func (c *Control) collectOnce(ctx context.Context) error {
 	if freed > 0 {
 		c.log.InfoContext(ctx, "storage was freed", "bytes", freed, "used", used-freed)
 	}
-	if c.max > 0 && used-freed > c.max {
-		c.log.WarnContext(ctx, "kept releases need more storage than allowed", "used", used-freed, "max", c.max)
+	if bound > 0 && used-freed > bound {
+		c.log.WarnContext(ctx, "kept releases need more storage than allowed", "used", used-freed, "max", bound)
 	}
 	return nil
 }

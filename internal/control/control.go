@@ -9,6 +9,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnproject/kiln"
@@ -23,7 +24,7 @@ type Control struct {
 	engine  kiln.Engine
 	loader  Loader
 	storage []Collector
-	max     int64
+	max     atomic.Int64
 	log     *slog.Logger
 	version string
 	url     func(kiln.Route) string
@@ -47,6 +48,7 @@ type Control struct {
 	storm storm // only record touches it
 
 	kick   chan struct{} // asks for a reconcile soon
+	bounds chan struct{} // asks for a collection soon
 	parked chan struct{} // says that a release may have been parked
 	router chan struct{} // held while a table is made and sent
 }
@@ -55,12 +57,13 @@ type Control struct {
 func New(o Options) *Control {
 	c := &Control{
 		ledger: o.Ledger, store: o.Store, baker: o.Baker, engine: o.Engine, loader: o.Loader,
-		storage: o.Storage, max: o.StorageMax, log: o.Log, version: o.Version,
+		storage: o.Storage, log: o.Log, version: o.Version,
 		url: o.PublicURL, now: o.Now, faults: o.Faults,
 		restored:     make(chan struct{}),
 		environments: map[string]*environment{},
 		known:        map[string]kiln.Instance{},
 		kick:         make(chan struct{}, 1),
+		bounds:       make(chan struct{}, 1),
 		parked:       make(chan struct{}, 1),
 		router:       make(chan struct{}, 1),
 	}
@@ -70,6 +73,7 @@ func New(o Options) *Control {
 	if c.now == nil {
 		c.now = time.Now
 	}
+	c.max.Store(o.StorageMax)
 	return c
 }
 

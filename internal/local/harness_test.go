@@ -313,7 +313,8 @@ type gateway struct {
 	refuse   error
 	drained  []string
 	failures chan string
-	slow     func() // called before a table is taken
+	slow     func()   // called before a table is taken
+	http     []string // every public listener that it was ever told of
 }
 
 func newGateway() *gateway {
@@ -323,6 +324,7 @@ func newGateway() *gateway {
 func (g *gateway) Set(_ context.Context, t kiln.Traffic) error {
 	g.mu.Lock()
 	slow := g.slow
+	g.http = append(g.http, t.HTTP...)
 	g.mu.Unlock()
 	if slow != nil {
 		slow()
@@ -414,6 +416,7 @@ type keeper struct {
 	known     map[string]kiln.ProcessStatus
 	watchers  map[chan kiln.ProcessStatus]bool
 	listeners []string
+	taken     string          // a listener that another process has
 	before    func(id string) // called before a process starts
 	listed    func()          // called once a list was made, before it is returned
 }
@@ -530,8 +533,18 @@ func (k *keeper) Forget(_ context.Context, id string) error {
 func (k *keeper) Listen(_ context.Context, listeners []string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.listeners = listeners
+	k.listeners = slices.DeleteFunc(slices.Clone(listeners), func(name string) bool { return name == k.taken })
+	if len(k.listeners) < len(listeners) {
+		return kiln.Errorf(kiln.CodeConflict, "", "listen on %s: another process holds it", k.taken)
+	}
 	return nil
+}
+
+// holds returns the listeners of TCP outside the instances' networks.
+func (k *keeper) holds() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(k.listeners), func(name string) bool { return !strings.HasPrefix(name, "tcp://127.") })
 }
 
 // waitExit returns once the keeper knows that the process ended.

@@ -119,20 +119,22 @@ type Engine struct {
 	tap     *nflog.Listener
 	foreign []subnet.Range
 
-	traffic *publisher // the gateway's table
-	filter  *publisher // the packet filter
-	changes *fanout
-	names   *resolver
-	starts  chan struct{} // one token for each start that may go on at once
-	busy    atomic.Int64  // starts that wait or go on
-	pool    *pool
-	roots   roots
+	traffic  *publisher // the gateway's table
+	filter   *publisher // the packet filter
+	changes  *fanout
+	names    *resolver
+	keepLogs atomic.Int64  // LogBytes, as it is now
+	starts   chan struct{} // one token for each start that may go on at once
+	busy     atomic.Int64  // starts that wait or go on
+	pool     *pool
+	roots    roots
 
 	certificates certificates
 
 	applying     sync.Mutex // held while a desired set is recorded
 	recording    sync.Mutex // held while routes.json is written
 	publishing   sync.Mutex // held while the filter is replaced
+	listening    sync.Mutex // held while the keeper is told where to listen
 	blockers     string     // foreign chains that were in the way then
 	mu           sync.Mutex
 	plan         *subnet.Plan
@@ -173,6 +175,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		prepared: map[kiln.FleetID]*prepared{}, changes: newFanout(), begun: make(chan struct{}),
 	}
 	e.certificates.log = o.Log
+	e.keepLogs.Store(o.LogBytes)
 	e.traffic = newPublisher(o.Log.With("what", "traffic"), e.publishTraffic)
 	e.filter = newPublisher(o.Log.With("what", "filter"), e.publishFilter)
 	e.names = newResolver(e)
@@ -317,10 +320,23 @@ func (e *Engine) boundLogs(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		if _, err := e.CollectLogs(e.LogBytes); err != nil {
+		if _, err := e.CollectLogs(e.keepLogs.Load()); err != nil {
 			e.Log.Warn("bound the logs", "error", err)
 		}
 	}
+}
+
+// SetLogBytes changes the bound of all logs together, for what there is, too;
+// 0 means the default.
+func (e *Engine) SetLogBytes(n int64) error {
+	if n <= 0 {
+		n = defaultLogBytes
+	}
+	if e.keepLogs.Swap(n) == n {
+		return nil
+	}
+	_, err := e.CollectLogs(n)
+	return err
 }
 
 // Measure implements kiln.Engine.

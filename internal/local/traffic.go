@@ -133,9 +133,17 @@ func (e *Engine) shareServices(table kiln.RouteTable) error {
 	return e.savePlan()
 }
 
-// publishTraffic brings the gateway up to date: addresses and sockets first,
-// so that the table finds them, and what it no longer needs after it.
+// publishTraffic brings the gateway up to date.
 func (e *Engine) publishTraffic(ctx context.Context) error {
+	e.listening.Lock()
+	defer e.listening.Unlock()
+	return e.publishTable(ctx)
+}
+
+// publishTable makes a table and publishes it: addresses and sockets first, so
+// that the table finds them, and what it no longer needs after it. e.listening
+// is held.
+func (e *Engine) publishTable(ctx context.Context) error {
 	if err := e.reserve(); err != nil {
 		return err
 	}
@@ -155,9 +163,15 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 		if err := e.shelf.Set(addresses); err != nil {
 			return err
 		}
-		if err := e.Keeper.Listen(ctx, both); err != nil {
+		err := e.Keeper.Listen(ctx, both)
+		if err != nil && len(both) > len(want) {
+			// What goes may be in the way of what comes: another address of
+			// the same port.
+			err = e.Keeper.Listen(ctx, want)
+		}
+		if err != nil {
 			if moved, failed := e.evade(err, want); moved || failed != nil {
-				return errors.Join(failed, e.publishTraffic(ctx))
+				return errors.Join(failed, e.publishTable(ctx))
 			}
 			// One socket that cannot be opened must not keep the others from
 			// following what lives: the table goes out, and this is tried again.
@@ -174,7 +188,7 @@ func (e *Engine) publishTraffic(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.listeners = want // written by this loop only
+	e.listeners = want // written with e.listening held, too
 	e.public = e.public || len(t.HTTP) > 0
 	return nil
 }
