@@ -18,7 +18,7 @@ const module = "github.com/kilnproject/kiln"
 // to the other as a small interface.
 func adapters() []string {
 	return []string{
-		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "probe", "scaffold", "scan", "sign", "kube",
+		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold", "scan", "sign", "kube",
 	}
 }
 
@@ -71,7 +71,7 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "server", "spec", "source", "scaffold", "doctor")
+			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine, not at Kiln", "doctor")
 	case strings.HasPrefix(f.path, "cmd/kiln/"):

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -30,15 +29,21 @@ func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 func run(args []string, speech io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c, err := parse(args, os.Getenv)
+	// From the start, so that one that comes early ends nothing.
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGHUP)
+	defer signal.Stop(again)
+	g, err := parse(args, os.Getenv)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
 		return cli.ExitOK
-	case err == nil && c.version:
+	case err == nil && g.version:
 		_, _ = fmt.Fprintln(os.Stdout, "kilnd "+version)
 		return cli.ExitOK
+	case err == nil && g.check:
+		err = check(g, speech)
 	case err == nil:
-		err = serve(ctx, c, slog.New(slog.NewTextHandler(speech, &slog.HandlerOptions{Level: c.level})))
+		err = start(ctx, g, speech, again)
 	}
 	if err == nil {
 		return cli.ExitOK
@@ -46,76 +51,31 @@ func run(args []string, speech io.Writer) int {
 	return cli.Explain(speech, err)
 }
 
-// config is what the flags say.
-type config struct {
-	data       string // absolute
-	http       string // "address:port", or "off"
-	https      string
-	storageMax int64 // bytes, 0 is no bound
-	level      slog.Level
-	version    bool
+// start reads the configuration and serves until ctx ends.
+func start(ctx context.Context, g given, speech io.Writer, again <-chan os.Signal) error {
+	s, warnings, err := g.settings(nil)
+	if err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	level.Set(s.level)
+	log := slog.New(slog.NewTextHandler(speech, &slog.HandlerOptions{Level: level}))
+	s.tell(log, warnings)
+	return serve(ctx, g, s, log, level, again)
 }
 
-const usage = `Usage: kilnd [flags]
-
-The control plane of a data directory. It runs in the foreground and logs to
-standard error; kiln up starts one in the background. SIGTERM ends it alone:
-instances, keeper and gateway go on. kiln shutdown ends everything.
-
-`
-
-// longest is how long a data directory's path may be: sockets below it have
-// at most 107 bytes (unix(7)).
-const longest = 107 - len("/run/gateway.sock")
-
-func parse(args []string, getenv func(string) string) (config, error) {
-	or := func(name, otherwise string) string {
-		if v := getenv(name); v != "" {
-			return v
-		}
-		return otherwise
+// check validates the configuration and starts nothing.
+func check(g given, speech io.Writer) error {
+	s, warnings, err := g.settings(nil)
+	if err != nil {
+		return err
 	}
-	var c config
-	flags := pflag.NewFlagSet("kilnd", pflag.ContinueOnError)
-	flags.Usage = func() { _, _ = fmt.Fprint(os.Stderr, usage+flags.FlagUsages()) }
-	flags.StringVar(&c.data, "data", or("KILN_DATA", cli.DefaultData), "data directory (KILN_DATA)")
-	flags.StringVar(&c.http, "http", or("KILN_LISTEN_HTTP", cli.DefaultHTTP), `public HTTP, "address:port" or "off" (KILN_LISTEN_HTTP)`)
-	flags.StringVar(&c.https, "https", or("KILN_LISTEN_HTTPS", cli.DefaultHTTPS), `public HTTPS, "address:port" or "off" (KILN_LISTEN_HTTPS)`)
-	storage := flags.String("storage-max", or("KILN_STORAGE_MAX", "0"), "bound of images, caches, seals and logs together, such as 40GiB; 0 is no bound (KILN_STORAGE_MAX)")
-	level := flags.String("log-level", or("KILN_LOG_LEVEL", "info"), "debug, info, warn or error (KILN_LOG_LEVEL)")
-	flags.BoolVar(&c.version, "version", false, "print the version")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			return c, err
-		}
-		return c, invalid("kilnd --help", "%w", err)
+	if s.file.Path == "" {
+		return kiln.Errorf(kiln.CodeNotFound, "kilnd --config FILE --check", "there is no configuration to check: %s", s.why)
 	}
-	if flags.NArg() > 0 {
-		return c, invalid("kilnd --help", "kilnd takes no arguments, and was given %q", flags.Arg(0))
-	}
-	var err error
-	if c.storageMax, err = parseSize(*storage); err != nil {
-		return c, err
-	}
-	if err := c.level.UnmarshalText([]byte(*level)); err != nil {
-		return c, invalid("--log-level is one of debug, info, warn, error", "%w", err)
-	}
-	for _, address := range []*string{&c.http, &c.https} {
-		if *address, err = listenAddress(*address); err != nil {
-			return c, err
-		}
-	}
-	if c.data, err = filepath.Abs(c.data); err != nil {
-		return c, err
-	}
-	if len(c.data) > longest {
-		return c, invalid("choose a shorter path with --data", "the data directory's path has %d bytes; sockets in it allow at most %d", len(c.data), longest)
-	}
-	return c, nil
-}
-
-func invalid(hint, format string, args ...any) error {
-	return kiln.Errorf(kiln.CodeInvalid, hint, format, args...)
+	cli.Warn(speech, warnings)
+	_, err = fmt.Fprintln(os.Stdout, s.file.Path+" is valid")
+	return err
 }
 
 // economize keeps the heap small at rest. A bake takes what it needs; what it

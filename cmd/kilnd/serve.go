@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +31,7 @@ const answerGrace = 3 * time.Second
 
 // serve takes the data directory, puts the parts together, and runs until ctx
 // ends.
-func serve(ctx context.Context, c config, log *slog.Logger) error {
+func serve(ctx context.Context, g given, s settings, log *slog.Logger, level *slog.LevelVar, again <-chan os.Signal) error {
 	if os.Geteuid() != 0 {
 		return kiln.Errorf(kiln.CodeRefused, "sudo kilnd", "kilnd needs root: it makes namespaces, mounts and networks")
 	}
@@ -38,18 +39,19 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 	// A shell's umask of 077 would close folders that the gateway, the group
 	// and instances must pass through. What is secret has a mode of its own.
 	_ = unix.Umask(0o022)
-	lock, err := lockData(c.data)
+	lock, err := lockData(s.data)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	log.Info("control plane starts", "version", version, "pid", os.Getpid(), "data", c.data)
-	p, err := assemble(ctx, c, log)
+	log.Info("control plane starts", "version", version, "pid", os.Getpid(), "data", s.data)
+	p := &plane{given: g, data: s.data, log: log, level: level, started: time.Now(), history: newHistory(s.keepEvents)}
+	p.settings.Store(&s)
 	defer p.close()
-	if err != nil {
+	if err := p.assemble(ctx); err != nil {
 		return err
 	}
-	err = p.run(ctx)
+	err = p.run(ctx, again)
 	log.Info("control plane ended", "error", err)
 	return err
 }
@@ -57,9 +59,18 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 // plane is the control plane's parts, made in this order and closed in the
 // reverse one.
 type plane struct {
-	config  config
+	given   given
+	data    string
 	log     *slog.Logger
+	level   *slog.LevelVar
 	started time.Time
+
+	reloading sync.Mutex // held while the configuration is read and taken
+	settings  atomic.Pointer[settings]
+	certs     fingerprinted // of the API over TCP; reloading guards it
+	access    *server.Access
+	remote    *server.Remote
+	history   *history
 
 	reserve *reserve
 	ledger  *ledger.Ledger
@@ -77,22 +88,22 @@ type plane struct {
 }
 
 // assemble makes the parts. What was made before an error is closed by close.
-func assemble(ctx context.Context, c config, log *slog.Logger) (*plane, error) {
-	p := &plane{config: c, log: log, started: time.Now()}
+func (p *plane) assemble(ctx context.Context) error {
+	s := p.settings.Load()
 	for _, make := range []func(context.Context) error{
 		p.openLedger, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
 	} {
 		if err := make(ctx); err != nil {
-			return p, err
+			return err
 		}
 	}
 	p.control = control.New(control.Options{
 		Ledger: durableLedger{p.ledger, p.reserve}, Store: p.store, Baker: baker{p.baker, p.store},
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
-		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: c.storageMax,
-		Log: log, Version: version, PublicURL: publicURL(c),
+		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
+		Log: p.log, Version: version, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
 	})
-	return p, nil
+	return nil
 }
 
 // close closes what was opened, the last first.
@@ -107,7 +118,7 @@ func (p *plane) close() {
 func (p *plane) later(f func() error) { p.closers = append(p.closers, f) }
 
 func (p *plane) dir(elements ...string) string {
-	return filepath.Join(append([]string{p.config.data}, elements...)...)
+	return filepath.Join(append([]string{p.data}, elements...)...)
 }
 
 func (p *plane) openLedger(ctx context.Context) (err error) {
@@ -146,7 +157,7 @@ func (p *plane) openKeeper(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.keeper = &keeper{data: p.config.data, program: program, log: p.log}
+	p.keeper = &keeper{data: p.data, program: program, log: p.log}
 	if p.keep, err = p.keeper.dial(ctx); err != nil {
 		return err
 	}
@@ -156,16 +167,10 @@ func (p *plane) openKeeper(ctx context.Context) error {
 }
 
 func (p *plane) openEngine(ctx context.Context) (err error) {
-	listen := local.Listen{}
-	if p.config.http != "" {
-		listen.HTTP = []string{p.config.http}
-	}
-	if p.config.https != "" {
-		listen.HTTPS = []string{p.config.https}
-	}
+	s := p.settings.Load()
 	p.engine, err = local.New(ctx, local.Options{
-		DataDir: p.config.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer},
-		Prober: probe.Prober{}, Listen: listen, Log: p.log,
+		DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer},
+		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,
 	})
 	return err
 }
@@ -178,17 +183,12 @@ func (p *plane) openBaker(ctx context.Context) (err error) {
 	return err
 }
 
-// run serves until ctx ends, the parts that depend on others first to end.
-func (p *plane) run(ctx context.Context) error {
-	listener, err := server.Listen(p.dir(server.SocketName))
-	if err != nil {
-		return fmt.Errorf("open the API's socket: %w", err)
-	}
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	handler := server.New(server.Options{
-		Control: p.control, Store: uploads{p.store}, Log: p.log,
-		Version: server.Version{Version: version, PID: os.Getpid(), DataDir: p.config.data, StartedAt: p.started},
+// api is what the API is made from; end ends the control plane.
+func (p *plane) api(end func()) server.Options {
+	return server.Options{
+		Control: p.control, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
+		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
+		Settings: p.view, Reload: p.reload,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
 				return err
@@ -196,11 +196,30 @@ func (p *plane) run(ctx context.Context) error {
 			end()
 			return nil
 		},
-	})
+	}
+}
+
+// run serves until ctx ends, the parts that depend on others first to end.
+func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
+	listener, err := server.Listen(p.dir(server.SocketName))
+	if err != nil {
+		return fmt.Errorf("open the API's socket: %w", err)
+	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	p.access = server.NewAccess(p.noteLogin)
+	handler := server.New(p.api(end))
+	p.remote = server.NewRemote(handler, answerGrace, p.log)
+	if err := p.openRemote(ctx); err != nil {
+		_ = listener.Close()
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
 	group.Go(func() error { return p.reserve.run(ctx) })
-	group.Go(func() error { return boundHistory(ctx, p.ledger, p.log) })
+	group.Go(func() error { return p.history.run(ctx, p.ledger, p.log) })
+	group.Go(func() error { return p.reloadOnSignal(ctx, again) })
+	group.Go(func() error { return p.remote.Run(ctx) })
 	group.Go(func() error { return boundLogs(ctx, p.log, logEvery, p.dir("kilnd.log"), p.dir("keep.log")) })
 	group.Go(func() error { return p.engine.Serve(ctx) })
 	group.Go(func() error { return p.control.Run(ctx) })

@@ -21,6 +21,10 @@ const clearLimit = 30 * time.Second
 // shutdown ends every environment, removes what the engine has on the machine,
 // and then ends the keeper with its gateway. The caller ends the control plane.
 func (p *plane) shutdown(ctx context.Context, actor string, progress func(kiln.Progress)) error {
+	err := p.record(ctx, kiln.Event{Kind: "kiln.shutdown", Subject: "kilnd", Message: "all of Kiln is ended: environments, gateway, keeper and control plane", Actor: actor})
+	if err != nil {
+		return fmt.Errorf("record the shutdown: %w", err)
+	}
 	status, err := p.control.Status(ctx)
 	if err != nil {
 		return err

@@ -38,6 +38,7 @@ type Options struct {
 type app struct {
 	Options
 	data    string
+	away    away
 	dir     string
 	json    bool
 	noColor bool
@@ -96,6 +97,7 @@ func (a *app) root() *cobra.Command {
 		data = v
 	}
 	flags.StringVar(&a.data, "data", data, "data directory of the control plane (KILN_DATA)")
+	a.registerAway(flags)
 	flags.StringVarP(&a.dir, "dir", "C", ".", "folder of the definition")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 	flags.BoolVar(&a.noColor, "no-color", false, "no colours, also on a terminal (NO_COLOR)")
@@ -107,7 +109,7 @@ func (a *app) root() *cobra.Command {
 		a.upCommand(), a.rollbackCommand(), a.downCommand(), a.bakeCommand(),
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
-		a.doctorCommand(), a.shutdownCommand(), a.versionCommand(),
+		a.configCommand(), a.doctorCommand(), a.reloadCommand(), a.shutdownCommand(), a.tokenCommand(), a.versionCommand(),
 		exitCodesTopic(), refusedCommand("exec"), refusedCommand("ssh"),
 	)
 	root.AddCommand(a.Processes...)
@@ -133,6 +135,12 @@ func (a *app) getenv(name string) string {
 
 // client returns the API's client; nothing is dialled yet.
 func (a *app) client() (*server.Client, error) {
+	if remote, err := a.remote(); remote || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return a.remoteClient()
+	}
 	data, err := filepath.Abs(a.data)
 	if err != nil {
 		return nil, err
@@ -159,6 +167,12 @@ func Explain(speech io.Writer, err error) int {
 	a := &app{Options: Options{Err: speech, Environ: os.Environ()}, dir: "."}
 	a.printError(err)
 	return exitCode(err)
+}
+
+// Warn writes warnings on a stream of speech.
+func Warn(speech io.Writer, warnings kiln.Diagnostics) {
+	a := &app{Options: Options{Err: speech, Environ: os.Environ()}, dir: "."}
+	a.printDiagnostics(warnings)
 }
 
 // style returns how to write to w: with colours only on a terminal that wants

@@ -35,6 +35,9 @@ func (a *app) running(ctx context.Context, p *progress) (*server.Client, error) 
 	if err == nil || !unavailable(err) {
 		return client, err
 	}
+	if remote, _ := a.remote(); remote {
+		return client, err // on another machine nothing is started
+	}
 	return client, a.startDaemon(ctx, client, p)
 }
 
@@ -197,7 +200,7 @@ func (a *app) awaitGone(ctx context.Context, client *server.Client) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
-		if _, err := client.Version(ctx); unavailable(err) && !locked(filepath.Join(a.data, "kilnd.lock")) {
+		if _, err := client.Version(ctx); unavailable(err) && !a.runsHere() {
 			return nil
 		}
 		select {
@@ -206,6 +209,12 @@ func (a *app) awaitGone(ctx context.Context, client *server.Client) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// runsHere says whether a control plane has the data directory of this machine.
+func (a *app) runsHere() bool {
+	remote, _ := a.remote()
+	return !remote && locked(filepath.Join(a.data, "kilnd.lock"))
 }
 
 // locked says whether a process holds the lock; one that may not be asked

@@ -44,12 +44,17 @@ func reference(root *cobra.Command) string {
 	b.WriteString(root.Long + "\n\n")
 	b.WriteString("Standard output is data, standard error is speech. Every command takes:\n\n```\n" + root.PersistentFlags().FlagUsages() + "```\n\n")
 	b.WriteString("Environment: `KILN_DATA` (data directory), `KILN_VAR_name` (value of a variable),\n" +
-		"`KILN_LISTEN_HTTP` and `KILN_LISTEN_HTTPS` (the gateway's public listeners of a kilnd\nthat `kiln up` starts), `NO_COLOR`.\n\n")
+		"`KILN_LISTEN_HTTP` and `KILN_LISTEN_HTTPS` (the gateway's public listeners of a kilnd\nthat `kiln up` starts), `NO_COLOR`.\n\n" +
+		"On another machine than the control plane's: `KILN_SERVER`, `KILN_TOKEN` or\n`KILN_TOKEN_FILE`, `KILN_CA` or `KILN_FINGERPRINT`. `--data` wins over `KILN_SERVER`.\n\n")
 	for _, group := range root.Groups() {
 		fmt.Fprintf(&b, "## %s\n\n", strings.TrimSuffix(group.Title, ":"))
 		for _, c := range root.Commands() {
-			if c.GroupID == group.ID && !c.Hidden && c.Name() != "completion" {
-				referenceCommand(&b, c)
+			if c.GroupID != group.ID || c.Hidden || c.Name() == "completion" {
+				continue
+			}
+			referenceCommand(&b, c)
+			for _, inner := range c.Commands() {
+				referenceCommand(&b, inner)
 			}
 		}
 	}

@@ -77,7 +77,10 @@ func (a *app) printDiagnostic(d kiln.Diagnostic) {
 	}
 	a.say("%s %s", s.paint(color+";"+bold, d.Severity+":"), s.paint(bold, s.safe(d.Summary)))
 	if d.File != "" {
-		place := filepath.Join(a.dir, d.File)
+		place := d.File
+		if !filepath.IsAbs(place) {
+			place = filepath.Join(a.dir, place)
+		}
 		if d.Line > 0 {
 			place = fmt.Sprintf("%s:%d:%d", place, d.Line, max(1, d.Column))
 		}

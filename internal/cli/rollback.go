@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/server"
 )
 
 func (a *app) rollbackCommand() *cobra.Command {
@@ -24,6 +26,9 @@ kiln up refuses it until --again.`,
 			if request.Environment, err = chooseEnvironment(command.Context(), client, environmentArg(args)); err != nil {
 				return err
 			}
+			if request.From, err = standsNow(command.Context(), client, request.Environment); err != nil {
+				return err
+			}
 			p := a.newProgress()
 			result, err := client.Rollback(command.Context(), request, p.show)
 			p.close()
@@ -38,6 +43,26 @@ kiln up refuses it until --again.`,
 	}
 	command.Flags().IntVar(&request.Release, "to", 0, "number of the release; the one before when not said")
 	return command
+}
+
+// standsNow is the release that a rollback leaves: the one that is being rolled
+// out, else the live one; 0 for none. With it a request that arrives twice goes
+// back once.
+func standsNow(ctx context.Context, client *server.Client, environment string) (int, error) {
+	status, err := client.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range status.Environments {
+		switch {
+		case e.Name != environment:
+		case e.Rollout != nil:
+			return e.Rollout.To, nil
+		case e.Live != nil:
+			return e.Live.Number, nil
+		}
+	}
+	return 0, nil
 }
 
 func (a *app) printRollback(environment string, r control.RollbackResult) error {

@@ -163,7 +163,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		o.RunDir = filepath.Join("/run/kiln", tag)
 	}
 	if o.LogBytes <= 0 {
-		o.LogBytes = defaultLogBytes
+		o.LogBytes = DefaultLogBytes
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 2 * runtime.NumCPU()
@@ -290,9 +290,9 @@ func (e *Engine) Logs(ctx context.Context, w io.Writer, query kiln.LogQuery) err
 	return logs.Read(ctx, w, e.paths.logs, query)
 }
 
-// defaultLogBytes bounds all logs together, and boundEvery is how often.
+// DefaultLogBytes bounds all logs together, and boundEvery is how often.
 const (
-	defaultLogBytes = 512 << 20
+	DefaultLogBytes = 512 << 20
 	boundEvery      = time.Minute
 )
 
@@ -330,7 +330,7 @@ func (e *Engine) boundLogs(ctx context.Context) {
 // 0 means the default.
 func (e *Engine) SetLogBytes(n int64) error {
 	if n <= 0 {
-		n = defaultLogBytes
+		n = DefaultLogBytes
 	}
 	if e.keepLogs.Swap(n) == n {
 		return nil

@@ -2,7 +2,6 @@ package server
 
 import (
 	"crypto/tls"
-	"errors"
 	"log/slog"
 	"os"
 	"slices"
@@ -33,8 +32,11 @@ type stamp struct {
 func NewFileCertificate(paths []string, load func() (tls.Certificate, error), log *slog.Logger) (*FileCertificate, error) {
 	c := &FileCertificate{paths: paths, load: load, log: log, seen: stamps(paths)}
 	held, err := load()
+	if err != nil {
+		return nil, err
+	}
 	c.held = &held
-	return c, err
+	return c, nil
 }
 
 // Certificate implements Certificates.
@@ -73,13 +75,8 @@ func stamps(paths []string) []stamp {
 
 // Fingerprint is the SHA-256 of the certificate, which clients may pin until it
 // is renewed.
-func (c *FileCertificate) Fingerprint() (string, error) {
-	held, err := c.Certificate()
-	if err != nil {
-		return "", err
-	}
-	if len(held.Certificate) == 0 {
-		return "", errors.New("the certificate is empty")
-	}
-	return FingerprintOf(held.Certificate[0]), nil
+func (c *FileCertificate) Fingerprint() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return FingerprintOf(c.held.Certificate[0])
 }
