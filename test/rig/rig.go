@@ -117,12 +117,18 @@ func (r *Rig) Bin(name string) string { return filepath.Join(r.bin, name) }
 // Start starts the control plane and waits until it answers.
 func (r *Rig) Start() {
 	r.t.Helper()
+	r.StartWith("--http", r.HTTP, "--https", r.TLS)
+}
+
+// StartWith is Start with flags of the caller's instead of the rig's listeners.
+func (r *Rig) StartWith(flags ...string) {
+	r.t.Helper()
 	log, err := os.OpenFile(filepath.Join(r.Data, "kilnd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		r.t.Fatalf("%v", err)
 	}
 	defer func() { _ = log.Close() }()
-	r.daemon = exec.Command(r.Bin("kilnd"), "--data", r.Data, "--http", r.HTTP, "--https", r.TLS)
+	r.daemon = exec.Command(r.Bin("kilnd"), append([]string{"--data", r.Data}, flags...)...)
 	r.daemon.Stdout, r.daemon.Stderr = log, log
 	r.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := r.daemon.Start(); err != nil {
