@@ -140,7 +140,7 @@ func TestOverTCPTheRoleDecides(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = response.Body.Close()
-	if response.StatusCode != http.StatusUnauthorized || response.Header.Get("WWW-Authenticate") == "" || response.Header.Get(VersionHeader) == "" {
+	if response.StatusCode != http.StatusUnauthorized || response.Header.Get("WWW-Authenticate") == "" || response.Header.Get(VersionHeader) != "" {
 		t.Errorf("without a token: %d %v", response.StatusCode, response.Header)
 	}
 	plain.CloseIdleConnections()
@@ -789,6 +789,39 @@ func TestEventsComeInPages(t *testing.T) {
 	}
 	if seen != 250 {
 		t.Errorf("%d events", seen)
+	}
+}
+
+func TestLargeBodiesAreBoundedTogether(t *testing.T) {
+	a := serveRemote(t, nil)
+	a.answering()
+	client := a.as(t, kiln.RoleDeploy)
+	for range bodyMemory / (64 << 20) { // each says that it has much to send, and sends nothing
+		c, err := tls.Dial("tcp", a.address, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		_, err = fmt.Fprintf(c, "POST /v1/up HTTP/1.1\r\nHost: k\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n{", a.tokens[kiln.RoleDeploy], 64<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	large := control.UpRequest{Environment: strings.Repeat("x", bodyLarge)}
+	var err error
+	for range tokenBurst / 2 { // until the last of them is being read
+		if _, err = client.Up(t.Context(), large, nil); err != nil {
+			break
+		}
+	}
+	if err == nil || !strings.Contains(err.Error(), "too many large requests at once") {
+		t.Errorf("another large one: %v", err)
+	}
+	if _, err := client.Up(t.Context(), control.UpRequest{}, nil); err != nil {
+		t.Errorf("a small one: %v", err)
+	}
+	if _, err := a.client.Up(t.Context(), large, nil); err != nil {
+		t.Errorf("a large one over the Unix socket: %v", err)
 	}
 }
 

@@ -49,8 +49,10 @@ type Options struct {
 const (
 	// bodyTimeout bounds how long a JSON body may take to arrive.
 	bodyTimeout = 2 * time.Minute
-	// bodyMemory bounds the JSON bodies that are held at once, in bytes.
+	// bodyMemory bounds the large JSON bodies over TCP that are held at once, in
+	// bytes; one is large from bodyLarge on.
 	bodyMemory = 256 << 20
+	bodyLarge  = 64 << 10
 	// refusedTimeout is how long a refused client may go on to send.
 	refusedTimeout = 2 * time.Second
 )
@@ -152,7 +154,9 @@ func (a *api) identify(r *http.Request) (caller, error) {
 
 // refuse answers a request whose body nobody reads, and does not wait for it.
 func (a *api) refuse(w http.ResponseWriter, r *http.Request, response *http.ResponseController, err error) {
-	w.Header().Set(VersionHeader, a.Version.Version)
+	if d := (*denial)(nil); !errors.As(err, &d) || d.status != http.StatusUnauthorized {
+		w.Header().Set(VersionHeader, a.Version.Version) // strangers need not know
+	}
 	if r.ContentLength != 0 { // the body is not read
 		w.Header().Set("Connection", "close")
 		_ = response.SetReadDeadline(time.Now().Add(refusedTimeout))
@@ -243,17 +247,14 @@ func decode[T any](a *api, r *http.Request) (T, error) {
 	var v T
 	response := callOf(r).response
 	_ = response.SetReadDeadline(time.Now().Add(bodyTimeout))
-	size := min(a.Limits.Request, bodyMemory)
-	if r.ContentLength >= 0 {
-		size = min(size, r.ContentLength)
-	}
-	if err := a.bodies.Acquire(r.Context(), size); err != nil {
+	done, err := a.holdBody(r)
+	if err != nil {
 		return v, err
 	}
-	defer a.bodies.Release(size)
+	defer done()
 	decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, a.Limits.Request))
 	decoder.DisallowUnknownFields()
-	err := decoder.Decode(&v)
+	err = decoder.Decode(&v)
 	if err == nil {
 		_, err = decoder.Token()
 		if errors.Is(err, io.EOF) {
@@ -267,6 +268,23 @@ func decode[T any](a *api, r *http.Request) (T, error) {
 		return v, kiln.Errorf(kiln.CodeInvalid, "", "the request has more than %d bytes", tooLarge.Limit)
 	}
 	return v, kiln.Errorf(kiln.CodeInvalid, "", "the request cannot be read: %w", err)
+}
+
+// holdBody takes the memory of a large body from what callers over TCP have
+// together, until done is called. One who sends slowly keeps it from nobody but
+// other large ones.
+func (a *api) holdBody(r *http.Request) (done func(), err error) {
+	size := min(a.Limits.Request, bodyMemory)
+	if r.ContentLength >= 0 {
+		size = min(size, r.ContentLength)
+	}
+	if callOf(r).token == nil || size < bodyLarge {
+		return func() {}, nil
+	}
+	if !a.bodies.TryAcquire(size) {
+		return nil, busy(time.Second, "too many large requests at once")
+	}
+	return func() { a.bodies.Release(size) }, nil
 }
 
 func (a *api) status(r *http.Request) (any, error) {
