@@ -15,12 +15,20 @@ import (
 
 func (a *app) configCommand() *cobra.Command {
 	command := &cobra.Command{
-		Use: "config", Short: "Check and show the configuration of the control plane", GroupID: groupMachine, Args: cobra.NoArgs,
+		Use: "config", Short: "Check and show the configuration of the control plane", GroupID: groupMachine, RunE: needsCommand,
 		Long: `The configuration is kilnd.hcl: where the control plane listens, who may use its
 API from other machines, how much it keeps.`,
 	}
 	command.AddCommand(a.configCheckCommand(), a.configShowCommand())
 	return command
+}
+
+// needsCommand is for a command that has others and does nothing itself.
+func needsCommand(command *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return command.Help()
+	}
+	return kiln.Errorf(kiln.CodeInvalid, command.CommandPath()+" --help", "unknown command %q for %q", args[0], command.CommandPath())
 }
 
 func (a *app) configCheckCommand() *cobra.Command {
@@ -36,6 +44,9 @@ directory, or /etc/kiln/kilnd.hcl.`,
 				return err
 			}
 			c, warnings, err := config.Load(path, config.Options{Now: a.now()})
+			if shown := asShown(err); shown != nil && shown.Code == kiln.CodeInvalid {
+				shown.Hint = "" // it says to run this command
+			}
 			if err != nil {
 				return err
 			}

@@ -16,7 +16,7 @@ import (
 
 func (a *app) tokenCommand() *cobra.Command {
 	command := &cobra.Command{
-		Use: "token", Short: "Make tokens for the API over TCP", GroupID: groupMachine, Args: cobra.NoArgs,
+		Use: "token", Short: "Make tokens for the API over TCP", GroupID: groupMachine, RunE: needsCommand,
 		Long: `Tokens let callers use the control plane from other machines. They are in its
 configuration, kilnd.hcl, by their SHA-256.`,
 	}

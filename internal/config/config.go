@@ -134,6 +134,6 @@ func (r *reader) result(c Config) (Config, kiln.Diagnostics, error) {
 		return c, r.report.List(), nil
 	}
 	err := hclfile.Invalid("the configuration "+r.name, r.report.List())
-	err.Hint = "kiln config check " + r.name + " checks it without touching what runs"
+	err.Hint = "kiln config check " + r.name + " checks it without a control plane"
 	return Config{}, nil, err
 }

@@ -17,7 +17,7 @@ func rootSchema() *hclfile.Block {
 				Arguments: []hclfile.Argument{
 					{Name: "http", Type: "list of strings", Default: "`[\":8080\"]`", Range: addresses, Doc: "Where the gateway takes public HTTP. An empty list is nowhere."},
 					{Name: "https", Type: "list of strings", Default: "`[\":8443\"]`", Range: addresses, Doc: "Where the gateway takes public HTTPS. An empty list is nowhere."},
-					{Name: "metrics", Type: "list of strings", Default: "nowhere", Range: addresses, Doc: "Where metrics are served."},
+					{Name: "metrics", Type: "list of strings", Default: "nowhere", Range: addresses, Doc: "Where metrics are served. This version checks it and serves none."},
 				},
 			},
 			{
@@ -53,7 +53,7 @@ func rootSchema() *hclfile.Block {
 				},
 			},
 			{
-				Name: "notify", Labels: []string{"name"}, Doc: "Whom to tell about events.",
+				Name: "notify", Labels: []string{"name"}, Doc: "Whom to tell about events. This version checks the block and sends nothing.",
 				Arguments: []hclfile.Argument{
 					{Name: "url", Type: "string", Required: true, Range: "http or https URL without a password", Doc: "Where notifications are posted."},
 					{Name: "secret_file", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "The file with the key that notifications are signed with."},

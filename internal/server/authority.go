@@ -47,30 +47,32 @@ type Authority struct {
 	issued time.Time
 }
 
+// The authority's files in its folder.
+const (
+	authorityCert = "authority.pem" // may be given to clients
+	authorityKey  = "authority.key"
+)
+
 // OpenAuthority reads the authority in a folder, or makes it. Names are those
 // that clients connect by, besides the machine's own.
 func OpenAuthority(dir string, names []string) (*Authority, error) {
-	path := filepath.Join(dir, "authority.pem")
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if text, err = makeAuthority(dir, path); err != nil {
+	cert := filepath.Join(dir, authorityCert)
+	if _, err := os.Lstat(cert); errors.Is(err, fs.ErrNotExist) {
+		if err := makeAuthority(dir); err != nil {
 			return nil, fmt.Errorf("make the API's authority: %w", err)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the API's authority: %w", err)
-	}
 	a := &Authority{names: names}
-	if err := a.parse(text); err != nil {
-		return nil, kiln.Errorf(kiln.CodeFailed, "restore it from a backup, or remove it: then another is made, and clients must pin that one",
-			"the API's authority %s cannot be read: %w", path, err)
+	if err := a.read(cert, filepath.Join(dir, authorityKey)); err != nil {
+		return nil, kiln.Errorf(kiln.CodeFailed, "restore it from a backup, or remove both files: then another is made, and clients must pin that one",
+			"the API's authority %s cannot be read: %w", cert, err)
 	}
 	return a, nil
 }
 
-// parse reads the authority's certificate and key in PEM.
-func (a *Authority) parse(text []byte) error {
-	pair, err := tls.X509KeyPair(text, text)
+// read reads the authority's certificate and key in PEM.
+func (a *Authority) read(cert, private string) error {
+	pair, err := tls.LoadX509KeyPair(cert, private)
 	if err != nil {
 		return err
 	}
@@ -88,11 +90,12 @@ func (a *Authority) parse(text []byte) error {
 // never is the end of what does not end (RFC 5280, 4.1.2.5).
 func never() time.Time { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) }
 
-// makeAuthority writes a new authority: whole, or not at all.
-func makeAuthority(dir, path string) ([]byte, error) {
+// makeAuthority writes a new authority, its key first: it is there once its
+// certificate is.
+func makeAuthority(dir string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Kiln API authority " + hostname()},
@@ -101,17 +104,19 @@ func makeAuthority(dir, path string) ([]byte, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+		return err
 	}
-	return text, writeDurable(path, text)
+	if err := writeDurable(filepath.Join(dir, authorityKey), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})); err != nil {
+		return err
+	}
+	return writeDurable(filepath.Join(dir, authorityCert), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 // writeDurable writes a file that only its owner may read, so that after a

@@ -315,7 +315,7 @@ func TestTheAuthorityStays(t *testing.T) {
 	if err != nil || again.Fingerprint() != first.Fingerprint() {
 		t.Fatal(err)
 	}
-	info, err := os.Stat(filepath.Join(dir, "authority.pem"))
+	info, err := os.Stat(filepath.Join(dir, "authority.key"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info, err)
 	}
@@ -331,6 +331,10 @@ func TestTheAuthorityStays(t *testing.T) {
 		if err := cert.VerifyHostname(name); err != nil {
 			t.Error(err)
 		}
+	}
+	shown, err := os.ReadFile(filepath.Join(dir, "authority.pem"))
+	if err != nil || bytes.Contains(shown, []byte("PRIVATE")) {
+		t.Errorf("what clients are given has the key: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "authority.pem"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
