@@ -44,11 +44,11 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	if err != nil {
 		return err
 	}
-	if err := p.engine.SetListen(ctx, next.listen); err != nil {
+	if err := p.movePublic(ctx, before, next); err != nil {
 		return fmt.Errorf("move the public listeners: %w", err)
 	}
 	back := func() error {
-		if err := p.engine.SetListen(ctx, before.listen); err != nil {
+		if err := p.movePublic(ctx, next, before); err != nil {
 			return fmt.Errorf("move the public listeners back: %w", err)
 		}
 		return nil
@@ -72,6 +72,15 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	p.level.Set(next.level)
 	p.settings.Store(next)
 	return nil
+}
+
+// movePublic moves the gateway's listeners where they are others. Where they
+// are not, the gateway is not asked: it may be away when a token is revoked.
+func (p *plane) movePublic(ctx context.Context, from, to *settings) error {
+	if slices.Equal(from.listen.HTTP, to.listen.HTTP) && slices.Equal(from.listen.HTTPS, to.listen.HTTPS) {
+		return nil
+	}
+	return p.engine.SetListen(ctx, to.listen)
 }
 
 // loaded puts a change of the configuration into the ledger.
