@@ -79,6 +79,7 @@ func TestRefusedRequests(t *testing.T) {
 		"bad encoding":             "GET /a%zz HTTP/1.1\r\nHost: a\r\n\r\n",
 		"unknown expectation":      "POST / HTTP/1.1\r\nHost: a\r\nExpect: more\r\nContent-Length: 1\r\n\r\n",
 		"obs-text in target":       "GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
+		"a long Connection":        "GET / HTTP/1.1\r\nHost: a\r\nConnection: " + strings.Repeat("a,", 32) + "\r\nConnection: b\r\n\r\n",
 		"asterisk without OPTIONS": "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
 	} {
 		r, _, err := parse([]byte(raw))

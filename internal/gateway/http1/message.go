@@ -8,6 +8,9 @@ const (
 	UntilClose int64 = -2
 )
 
+// maxNamed bounds the fields that Connection names: each is compared with all.
+const maxNamed = 32
+
 // framing is what requests and responses share.
 type framing struct {
 	Minor  byte // of the version: 0 or 1
@@ -32,7 +35,7 @@ func (f *framing) reset() {
 // frame looks at the fields that say where the body ends and what becomes of
 // the connection.
 func (f *framing) frame() error {
-	chunked, named := false, false
+	chunked, named := false, 0
 	for i := range f.Fields {
 		field := &f.Fields[i]
 		switch field.Kind {
@@ -46,8 +49,8 @@ func (f *framing) frame() error {
 			}
 			chunked = true
 		case Connection:
-			if f.connection(field.Value) {
-				named = true
+			if named += f.connection(field.Value); named > maxNamed {
+				return bad("Connection names too many fields")
 			}
 		case Upgrade:
 			if f.Upgrade == nil && IsToken(field.Value) {
@@ -58,7 +61,7 @@ func (f *framing) frame() error {
 		default:
 		}
 	}
-	if named {
+	if named > 0 {
 		f.dropNamed()
 	}
 	return f.settle(chunked)
@@ -95,8 +98,8 @@ func (f *framing) settle(chunked bool) error {
 	return nil
 }
 
-// connection reads a Connection field and reports whether it names others.
-func (f *framing) connection(value []byte) (named bool) {
+// connection reads a Connection field and returns how many others it names.
+func (f *framing) connection(value []byte) (named int) {
 	for len(value) > 0 {
 		one, rest, _ := bytes.Cut(value, []byte{','})
 		switch one = trim(one); {
@@ -108,7 +111,7 @@ func (f *framing) connection(value []byte) (named bool) {
 		case EqualFold(one, "upgrade"):
 			f.upgrading = true
 		default:
-			named = true
+			named++
 		}
 		value = rest
 	}
