@@ -90,10 +90,14 @@ type uploads struct{ *store.Store }
 func (u uploads) NewBatch() server.Batch { return u.Store.NewBatch() }
 
 // blobs collects the store. What no release needs stays for a week, because a
-// bake may find it again; under pressure for the store's own grace only.
+// bake may find it again; under pressure only as long as a client may take from
+// its last blob to the request that names them all.
 type blobs struct{ *store.Store }
 
-const idleBlobs = 7 * 24 * time.Hour
+const (
+	idleBlobs  = 7 * 24 * time.Hour
+	fewMinutes = 10 * time.Minute
+)
 
 func (b blobs) Usage(ctx context.Context) (int64, error) {
 	u, err := b.Store.Usage(ctx)
@@ -107,7 +111,7 @@ func (b blobs) Collect(ctx context.Context, keep control.Keep, want int64) (int6
 		if err != nil {
 			return 0, err
 		}
-		k.Grace, k.MaxBytes = 0, max(1, u.Bytes-want)
+		k.Grace, k.MaxBytes = fewMinutes, max(1, u.Bytes-want)
 	}
 	freed, err := b.Store.Collect(ctx, k)
 	return freed.Bytes, err

@@ -179,6 +179,8 @@ func TestWrongFlagsAreInvalid(t *testing.T) {
 		{"--https", "1.2.3.4"},
 		{"--storage-max", "forty"},
 		{"--storage-max", "-1"},
+		{"--storage-max", "40"},
+		{"--storage-max", "GiB"},
 		{"--storage-max", "9999999TiB"},
 		{"--log-level", "loud"},
 		{"--data", "/" + strings.Repeat("x", 100)},

@@ -109,7 +109,10 @@ func invalid(hint, format string, args ...any) error {
 
 // parseSize reads a number of bytes: "0", "512MiB", "40GiB", "1TiB".
 func parseSize(text string) (int64, error) {
-	number, unit := text, int64(1)
+	if text == "0" {
+		return 0, nil
+	}
+	number, unit := "", int64(1) // a number without a unit is no size: 40 is hardly meant to be bytes
 	for suffix, bytes := range map[string]int64{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40} {
 		if n, ok := strings.CutSuffix(text, suffix); ok {
 			number, unit = n, bytes

@@ -16,8 +16,12 @@ const (
 	keptReleases = 10
 )
 
-// collect frees storage on a schedule, unless something is being baked or
-// released.
+// underPressure are how many releases of each environment are kept while the
+// bound of storage is exceeded, besides those that run: fewer in each attempt.
+func underPressure() []int { return []int{keptReleases, 3, 1} }
+
+// collect frees storage on a schedule and after what may have exceeded the
+// bound, unless something is being baked or released.
 func (c *Control) collect(ctx context.Context) {
 	next := collectEvery
 	for await(ctx, c.bounds, next) == nil {
@@ -37,26 +41,53 @@ func (c *Control) collect(ctx context.Context) {
 // SetStorageMax changes the bound of storage, in bytes; 0 is no bound. What is
 // above it is collected soon.
 func (c *Control) SetStorageMax(bytes int64) {
-	if c.max.Swap(bytes) == bytes {
-		return
+	if c.max.Swap(bytes) != bytes {
+		c.collectSoon()
 	}
+}
+
+// grew asks for a collection soon, where storage has a bound.
+func (c *Control) grew() {
+	if c.max.Load() > 0 {
+		c.collectSoon()
+	}
+}
+
+func (c *Control) collectSoon() {
 	select {
 	case c.bounds <- struct{}{}:
 	default:
 	}
 }
 
+// collectOnce frees what nothing needs. Above the bound it goes on with caches
+// and then with what older releases need, but never with what runs.
 func (c *Control) collectOnce(ctx context.Context) error {
-	keep, err := c.keep(ctx)
-	if err != nil {
-		return err
-	}
 	bound := c.max.Load()
+	var used int64
+	for _, kept := range underPressure() {
+		keep, err := c.keep(ctx, kept)
+		if err != nil {
+			return err
+		}
+		if used, err = c.free(ctx, keep, bound); err != nil {
+			return err
+		}
+		if bound == 0 || used <= bound {
+			return nil
+		}
+	}
+	c.log.WarnContext(ctx, "what runs and what was just baked need more storage than allowed", "used", used, "max", bound)
+	return nil
+}
+
+// free collects once and returns what is used then.
+func (c *Control) free(ctx context.Context, keep Keep, bound int64) (int64, error) {
 	var used, freed int64
 	for _, s := range c.storage {
 		n, err := s.Usage(ctx)
 		if err != nil {
-			return fmt.Errorf("measure storage: %w", err)
+			return 0, fmt.Errorf("measure storage: %w", err)
 		}
 		used += n
 	}
@@ -67,22 +98,19 @@ func (c *Control) collectOnce(ctx context.Context) error {
 		}
 		n, err := s.Collect(ctx, keep, want)
 		if err != nil {
-			return fmt.Errorf("collect storage: %w", err)
+			return 0, fmt.Errorf("collect storage: %w", err)
 		}
 		freed += n
 	}
 	if freed > 0 {
 		c.log.InfoContext(ctx, "storage was freed", "bytes", freed, "used", used-freed)
 	}
-	if bound > 0 && used-freed > bound {
-		c.log.WarnContext(ctx, "kept releases need more storage than allowed", "used", used-freed, "max", bound)
-	}
-	return nil
+	return used - freed, nil
 }
 
-// keep is what the live, parked and pending releases and the newest ten of
-// every environment need.
-func (c *Control) keep(ctx context.Context) (Keep, error) {
+// keep is what the live, parked and pending releases and the newest of every
+// environment need.
+func (c *Control) keep(ctx context.Context, newest int) (Keep, error) {
 	var k Keep
 	names, err := c.ledger.Environments(ctx)
 	if err != nil {
@@ -95,7 +123,7 @@ func (c *Control) keep(ctx context.Context) (Keep, error) {
 		}
 		for i, r := range releases {
 			running := r.State == kiln.ReleaseLive || r.State == kiln.ReleaseParked || r.State == kiln.ReleasePending
-			if running || i >= len(releases)-keptReleases {
+			if running || i >= len(releases)-newest {
 				k = k.with(r, running)
 			}
 		}

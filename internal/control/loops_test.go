@@ -208,17 +208,18 @@ func TestEventsAreFollowed(t *testing.T) {
 	})
 }
 
-// collector counts.
+// collector counts. What it needs for each kept bundle cannot be freed.
 type collector struct {
-	used, want int64
-	keep       Keep
+	used, want, each int64
+	keep             Keep
+	kept             []int
 }
 
 func (c *collector) Usage(context.Context) (int64, error) { return c.used, nil }
 
 func (c *collector) Collect(_ context.Context, keep Keep, want int64) (int64, error) {
-	c.keep, c.want = keep, want
-	return min(want, c.used), nil
+	c.keep, c.want, c.kept = keep, want, append(c.kept, len(keep.Bundles))
+	return max(0, min(want, c.used-c.each*int64(len(keep.Bundles)))), nil
 }
 
 func TestStorageKeepsWhatReleasesNeed(t *testing.T) {
@@ -237,6 +238,33 @@ func TestStorageKeepsWhatReleasesNeed(t *testing.T) {
 		}
 		if caches.want != 80 || images.want != 20 {
 			t.Fatalf("wanted %d and %d", caches.want, images.want)
+		}
+	})
+}
+
+// TestABoundOfStorageHoldsAtOnce: after each up, and against older releases
+// where nothing else is left; what runs stays.
+func TestABoundOfStorageHoldsAtOnce(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		images := &collector{used: 100, each: 20} // the bound of a bench is 80
+		b.halt()
+		b.storage = []Collector{images}
+		b.start()
+		for v := range 12 {
+			b.mustUp(shop("production", fmt.Sprint(v)))
+			b.settled()
+		}
+		synctest.Wait()
+		last := images.kept[len(images.kept)-2:]
+		if last[0] != keptReleases || last[1] != 3 {
+			t.Fatalf("kept %v", images.kept)
+		}
+		images.each = 100
+		b.mustUp(shop("production", "last"))
+		b.settled()
+		synctest.Wait()
+		if last := images.kept[len(images.kept)-1]; last != 2 || len(images.keep.Templates) != 6 {
+			t.Fatalf("kept %v: the live release and the parked one must stay", images.kept)
 		}
 	})
 }

@@ -181,7 +181,7 @@ func TestTheNewestEventsAreNoMoreThanAskedFor(t *testing.T) {
 	})
 }
 
-func TestABoundOfStorageHoldsAtOnce(t *testing.T) {
+func TestAChangedBoundOfStorageHoldsAtOnce(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		c := &collector{used: 100}
 		b.halt()

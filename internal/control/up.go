@@ -38,6 +38,7 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 		return UpResult{}, err
 	}
 	out := UpResult{Environment: name, Warnings: def.Warnings, URLs: []string{}, Phases: map[string]time.Duration{}}
+	defer c.grew()
 	c.gate.RLock() // what is baked stays until a release needs it
 	defer c.gate.RUnlock()
 	started := false
@@ -82,6 +83,7 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	if err != nil {
 		return BakeResult{}, err
 	}
+	defer c.grew()
 	c.gate.RLock()
 	defer c.gate.RUnlock()
 	baked, bundle, err := c.bake(ctx, r, def, feed)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/kilnproject/kiln"
 )
@@ -47,7 +48,7 @@ func (s *Sealer) remove(ctx context.Context, key Key) (int64, error) {
 	}
 	f := s.start(key, func(context.Context) (Root, error) {
 		if info, err := os.Lstat(s.imagePath(key)); err == nil {
-			size = info.Size()
+			size = onDisk(info)
 		}
 		return Root{}, s.discard(key)
 	})
@@ -107,7 +108,16 @@ func (s *Sealer) UnmountAll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Usage returns the bytes of all sealed files.
+// onDisk is the room that a file takes. A sealed file has holes where its
+// image's files have zeros, so it may be far less than its size.
+func onDisk(info fs.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
+}
+
+// Usage returns the bytes that all sealed files take on the disk.
 func (s *Sealer) Usage() (int64, error) {
 	entries, err := os.ReadDir(s.opt.Dir)
 	if err != nil {
@@ -116,7 +126,7 @@ func (s *Sealer) Usage() (int64, error) {
 	var total int64
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil {
-			total += info.Size()
+			total += onDisk(info)
 		}
 	}
 	return total, nil

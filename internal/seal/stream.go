@@ -65,7 +65,7 @@ func openLayer(ctx context.Context, store Store, known *knownLayers, desc ocispe
 	inflated, err := s.inflate(bufio.NewReaderSize(s.raw, 256<<10))
 	if err != nil {
 		s.close()
-		return nil, kiln.Errorf(kiln.CodeInvalid, "", "layer %s: %w", desc.Digest, err)
+		return nil, kiln.Errorf(kiln.CodeInvalid, "bake the image again from a source that you trust", "layer %s: %w", desc.Digest, err)
 	}
 	ahead := readAhead(inflated)
 	stop := s.stop
