@@ -332,13 +332,13 @@ func (j *job) lookupInputs(image kiln.Image) (inputs, string, error) {
 	case image.Reference != "":
 		d, ok := j.lockedReference(image.Reference, image.Platform)
 		if !ok {
-			return inputs{}, image.Reference + " is not resolved yet", nil
+			return inputs{}, image.Reference + " is not resolved yet", j.mayResolveReference(image, image.Reference)
 		}
 		return referenceInputs(image, d), "", nil
 	case image.Debian != nil:
 		l, ok := findDebian(j.req.Lock, debianKey(image))
 		if !ok {
-			return inputs{}, "its packages are not resolved yet", nil
+			return inputs{}, "its packages are not resolved yet", j.mayResolvePackages(image)
 		}
 		return debianInputs(image, l.Packages), "", nil
 	}
@@ -366,7 +366,7 @@ func (j *job) lookupInputs(image kiln.Image) (inputs, string, error) {
 	for _, ref := range refs {
 		d, ok := j.lockedReference(ref, image.Platform)
 		if !ok {
-			return inputs{}, ref + " is not resolved yet", nil
+			return inputs{}, ref + " is not resolved yet", j.mayResolveReference(image, ref)
 		}
 		bases[ref] = d
 	}

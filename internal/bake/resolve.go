@@ -73,9 +73,8 @@ func (j *job) pull(ctx context.Context, image kiln.Image, ref string) (kiln.Dige
 	lock, ok := findReference(j.req.Lock, ref)
 	manifest, has := lock.Platforms[image.Platform]
 	if !ok || !has {
-		if j.req.Locked {
-			return "", kiln.Errorf(kiln.CodeRefused, "Run it once without --locked, and commit kiln.lock.",
-				"%s for %s is not in the lock", ref, image.Platform)
+		if err := j.mayResolveReference(image, ref); err != nil {
+			return "", err
 		}
 		j.progress(kiln.Progress{Stage: "bake", Subject: image.Name, Step: "resolve " + ref})
 		found, err := j.b.registry.Resolve(ctx, ref)
@@ -95,6 +94,24 @@ func (j *job) pull(ctx context.Context, image kiln.Image, ref string) (kiln.Dige
 		p.Stage, p.Subject = "bake", image.Name
 		j.progress(p)
 	})
+}
+
+const lockFirst = "Run it once without --locked, and commit kiln.lock."
+
+// mayResolveReference refuses to ask a registry where only the lock counts.
+func (j *job) mayResolveReference(image kiln.Image, ref string) error {
+	if !j.req.Locked {
+		return nil
+	}
+	return kiln.Errorf(kiln.CodeRefused, lockFirst, "%s for %s is not in the lock", ref, image.Platform)
+}
+
+// mayResolvePackages is the same for Debian's archives.
+func (j *job) mayResolvePackages(image kiln.Image) error {
+	if !j.req.Locked {
+		return nil
+	}
+	return kiln.Errorf(kiln.CodeRefused, lockFirst, "image %q: its Debian packages are not in the lock", image.Name)
 }
 
 func missingPlatform(ref, platform string, found kiln.LockedReference) error {
@@ -123,9 +140,8 @@ func (j *job) debian(ctx context.Context, image kiln.Image) (kiln.Baked, error) 
 	}
 	lock, ok := findDebian(j.req.Lock, debianKey(image))
 	if !ok {
-		if j.req.Locked {
-			return kiln.Baked{}, kiln.Errorf(kiln.CodeRefused, "Run it once without --locked, and commit kiln.lock.",
-				"image %q: its Debian packages are not in the lock", image.Name)
+		if err := j.mayResolvePackages(image); err != nil {
+			return kiln.Baked{}, err
 		}
 		packages, err := j.b.debian.Resolve(ctx, *image.Debian, image.Platform, emit)
 		if err != nil {

@@ -414,6 +414,11 @@ func TestLookupWithoutBaking(t *testing.T) {
 	if diff := cmp.Diff(want, reasons); diff != "" {
 		t.Error(diff)
 	}
+	req.Locked = true
+	if _, _, err := b.Lookup(t.Context(), req); !errors.Is(err, &kiln.Error{Code: kiln.CodeRefused}) ||
+		!strings.Contains(err.Error(), `"base": its Debian packages are not in the lock`) || !strings.Contains(err.Error(), "example.com/x:1 for linux/amd64 is not in the lock") {
+		t.Errorf("with the lock alone: %v", err)
+	}
 }
 
 func FuzzReadRecipe(f *testing.F) {

@@ -4,15 +4,19 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/spec"
 )
 
 func (a *app) validateCommand() *cobra.Command {
 	var d definitionFlags
 	command := &cobra.Command{
-		Use: "validate [ENVIRONMENT]", Short: "Check the definition; needs no control plane", GroupID: groupWrite,
+		Use: "validate [ENVIRONMENT]", Short: "Check the definition and its lock; needs no control plane", GroupID: groupWrite,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			loaded, err := a.load(command.Context(), d, environmentArg(args))
+			if err == nil {
+				err = a.checkLock()
+			}
 			if err != nil {
 				return a.invalidJSON(err)
 			}
@@ -26,6 +30,15 @@ func (a *app) validateCommand() *cobra.Command {
 	}
 	d.registerValues(command)
 	return command
+}
+
+// checkLock reads kiln.lock, if there is one.
+func (a *app) checkLock() error {
+	lock, err := a.readLock()
+	if err == nil {
+		_, err = spec.ParseLock(lock)
+	}
+	return err
 }
 
 // validation is what validate prints as JSON.
