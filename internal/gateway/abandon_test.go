@@ -11,6 +11,7 @@ import (
 
 func TestAGatewayWithoutKeeperServesOnUntilItsDirectoryIsGone(t *testing.T) {
 	r := start(t, func(o *Options) { o.Limits.Abandoned = 20 * time.Millisecond })
+	r.listen("127.0.0.1")
 	if _, err := r.client.Measure(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +25,13 @@ func TestAGatewayWithoutKeeperServesOnUntilItsDirectoryIsGone(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(r.dir, "gateway")); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	r.ends()
+}
+
+// ends waits until the gateway has ended by itself.
+func (r *rig) ends() {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 3*time.Minute)
 	defer cancel()
 	for {
 		if _, err := r.client.Measure(ctx); err != nil {
@@ -33,8 +40,19 @@ func TestAGatewayWithoutKeeperServesOnUntilItsDirectoryIsGone(t *testing.T) {
 		<-time.After(5 * time.Millisecond)
 	}
 	if ctx.Err() != nil {
-		t.Fatal("it did not end")
+		r.t.Fatal("it did not end")
 	}
+}
+
+// TestAGatewayThatNeverHadAListenerEndsWithItsKeeper: the next keeper knows
+// nothing of it.
+func TestAGatewayThatNeverHadAListenerEndsWithItsKeeper(t *testing.T) {
+	r := start(t)
+	if _, err := r.client.Measure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = r.given.Close()
+	r.ends()
 }
 
 func TestAnAbandonedGatewayWaitsAMinute(t *testing.T) {

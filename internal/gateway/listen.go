@@ -65,7 +65,14 @@ func (g *gateway) receive(ctx context.Context, from Listeners) error {
 	stop := context.AfterFunc(ctx, func() { _ = from.Close() })
 	defer stop()
 	err := from.Serve(g.take)
-	if ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+	case !g.ports.any():
+		// No keeper knows of it: the next one starts another, and takes the
+		// sockets from the one before.
+		g.slog.Warn("the keeper died before it gave any listener, the gateway ends")
+		g.quit()
+	default:
 		g.slog.Warn("no more listeners will come", "error", err)
 		if abandoned(ctx, g.dir, g.limits.Abandoned) {
 			g.slog.Warn("keeper and directory are gone, the gateway ends")
@@ -206,6 +213,13 @@ func (l *listener) admit(nc net.Conn) {
 		defer p.leave(client, 1)
 		l.serve(nc)
 	})
+}
+
+// any says whether anything is listened on.
+func (p *listeners) any() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.open) > 0
 }
 
 // enter counts a client in as n of Limits.Connections, unless there are too

@@ -176,7 +176,7 @@ func (k *keeper) plumb(p *process) ([]*os.File, error) {
 func (k *keeper) runRuntime(p *process, writers []*os.File) error {
 	path, err := exec.LookPath(p.Command[0])
 	if err != nil {
-		return kiln.Errorf(kiln.CodeUnavailable, "kiln doctor shows what is missing", "start %s: no OCI runtime: %w", p.ID, err)
+		return kiln.Errorf(kiln.CodeFailed, "kiln doctor shows what is missing", "start %s: no OCI runtime: %w", p.ID, err)
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -187,7 +187,9 @@ func (k *keeper) runRuntime(p *process, writers []*os.File) error {
 		Dir:   p.Dir,
 		Env:   []string{"PATH=" + searchPath()},
 		Files: []uintptr{null.Fd(), writers[0].Fd(), writers[1].Fd()},
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+		// It ends with the keeper: what it would still start, the next keeper
+		// would know nothing of. (No thread of the keeper ends before it.)
+		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
 	})
 	if err != nil {
 		return fmt.Errorf("run %s: %w", path, err)

@@ -226,9 +226,7 @@ func (e *Engine) bury(ctx context.Context, in *instance, cause kiln.Cause) {
 	e.report(in)
 	e.mu.Unlock()
 
-	if err := e.remove(ctx, in.ID); err != nil {
-		e.Log.Warn("remove instance", "instance", in.ID, "error", err)
-	}
+	e.removeAll(ctx, in.ID)
 	e.mu.Lock()
 	delete(e.instances, in.ID)
 	if in.Address.IsValid() {
@@ -247,6 +245,26 @@ func (e *Engine) bury(ctx context.Context, in *instance, cause kiln.Cause) {
 		e.collectRoots(in.Environment, base)
 	}
 	close(in.gone)
+}
+
+// The pauses before a removal is tried again.
+const (
+	removeAgain = 50 * time.Millisecond
+	removeLast  = 10 * time.Second
+)
+
+// removeAll removes until nothing is left, or ctx ends: the keeper may be away,
+// or a process in the hands of the kernel. Until then the instance keeps its
+// address.
+func (e *Engine) removeAll(ctx context.Context, id string) {
+	for again := removeAgain; ; again = min(2*again, removeLast) {
+		err := e.remove(ctx, id)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		e.Log.Warn("remove instance", "instance", id, "error", err)
+		pause(ctx, again)
+	}
 }
 
 // remove deletes everything of an instance but its logs, whatever of it

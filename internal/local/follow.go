@@ -87,11 +87,7 @@ func (e *Engine) takeStatus(ctx context.Context, s kiln.ProcessStatus) {
 	case ours && s.Exit != nil:
 		e.exited(s.ID, *s.Exit)
 	case !ours && safeName.MatchString(s.ID):
-		e.work.Go(func() {
-			if err := e.remove(ctx, s.ID); err != nil && ctx.Err() == nil {
-				e.Log.Warn("remove an unknown process", "instance", s.ID, "error", err)
-			}
-		})
+		e.work.Go(func() { e.removeAll(ctx, s.ID) })
 	}
 }
 

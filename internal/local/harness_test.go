@@ -419,6 +419,18 @@ type keeper struct {
 	taken     string          // a listener that another process has
 	before    func(id string) // called before a process starts
 	listed    func()          // called once a list was made, before it is returned
+	away      int             // so many starts and forgettings find no keeper
+}
+
+// isAway says whether a call finds no keeper.
+func (k *keeper) isAway() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.away == 0 {
+		return nil
+	}
+	k.away--
+	return kiln.Errorf(kiln.CodeUnavailable, "", "the keeper is away")
 }
 
 func newKeeper(t testing.TB) *keeper {
@@ -432,6 +444,9 @@ func newKeeper(t testing.TB) *keeper {
 func (k *keeper) Start(ctx context.Context, p kiln.Process) (kiln.ProcessStatus, error) {
 	if k.before != nil {
 		k.before(p.ID)
+	}
+	if err := k.isAway(); err != nil {
+		return kiln.ProcessStatus{}, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -524,6 +539,9 @@ func (k *keeper) Watch(ctx context.Context) (<-chan kiln.ProcessStatus, error) {
 }
 
 func (k *keeper) Forget(_ context.Context, id string) error {
+	if err := k.isAway(); err != nil {
+		return err
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.known, id)

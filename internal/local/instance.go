@@ -30,6 +30,7 @@ type instance struct {
 	release  int
 	leave    string // why it is to be replaced
 	ended    bool   // its end was asked for
+	away     bool   // the keeper did not live to see its start
 	cause    kiln.Cause
 	exit     *kiln.Exit
 	link     string
@@ -186,9 +187,34 @@ func (e *Engine) live(ctx context.Context, in *instance) {
 	case ctx.Err() != nil: // the next engine removes what was made
 	case errors.Is(err, errEnded):
 		e.bury(ctx, in, in.cause)
+	case errors.Is(err, errAway):
+		e.giveUp(ctx, in, err)
 	default:
 		e.bury(ctx, in, e.startFailed(in, err))
 	}
+}
+
+// giveUp ends an instance whose start the keeper did not live to see, once there
+// is a keeper again. That is no failure of its fleet, which gets another one.
+func (e *Engine) giveUp(ctx context.Context, in *instance, err error) {
+	e.Log.Warn("instance is started anew", "instance", in.ID, "error", err)
+	for ctx.Err() == nil {
+		pause(ctx, reconnect)
+		if _, err := e.Keeper.List(ctx); err == nil {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return // the next engine removes what was made
+	}
+	e.mu.Lock()
+	if !in.ended {
+		in.ended, in.cause = true, kiln.Cause{Kind: kiln.CauseStopped, Detail: "the keeper died while it was started"}
+		in.away = true
+	}
+	cause := in.cause
+	e.mu.Unlock()
+	e.bury(ctx, in, cause)
 }
 
 // startFailed counts a failed start, unless its end had been asked for, and

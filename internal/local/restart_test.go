@@ -163,3 +163,30 @@ func TestWhatStartsWhileTheKeeperIsAskedIsNotLost(t *testing.T) {
 		t.Errorf("cause %+v", c)
 	}
 }
+
+// TestAKeeperThatDiesHoldsUpAndFailsNothing: not a start, not a task, not what
+// remains of an instance.
+func TestAKeeperThatDiesHoldsUpAndFailsNothing(t *testing.T) {
+	b := newBed(t)
+	dies := func(calls int) {
+		b.keeper.mu.Lock()
+		defer b.keeper.mu.Unlock()
+		b.keeper.away = calls
+	}
+	f := web(2)
+	dies(5)
+	o := b.ready(f)
+	if n := len(o.Fleets[0].Deaths); n > 0 {
+		t.Errorf("%d deaths: %+v", n, o.Fleets[0].Deaths[0].Cause)
+	}
+	dies(2)
+	task := web(1, func(t *kiln.Template) { t.Config.Command = []string{"exit", "4"} })
+	if r, err := b.Run(t.Context(), kiln.Task{Environment: "test", Template: task.Template}); err != nil || r.Cause.ExitCode != 4 {
+		t.Errorf("a task: %+v, %v", r, err)
+	}
+	dies(3)
+	b.apply()
+	b.wait("nothing to be left", func(kiln.Observation) bool {
+		return b.empty("test") && len(entries(filepath.Join(b.dir, "local/instances"))) == 0
+	})
+}

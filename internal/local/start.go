@@ -16,8 +16,13 @@ import (
 	"github.com/kilnproject/kiln/internal/logs"
 )
 
-// errEnded says that an instance's end was asked for before it started.
-var errEnded = errors.New("no longer wanted")
+var (
+	// errEnded says that an instance's end was asked for before it started.
+	errEnded = errors.New("no longer wanted")
+	// errAway says that the keeper died while it started an instance, or was
+	// away: what there is of the instance nobody knows.
+	errAway = errors.New("the keeper is away")
+)
 
 // A cause of death shows so many log lines, and of each at most so many bytes.
 const (
@@ -160,6 +165,9 @@ func (e *Engine) launch(ctx context.Context, in *instance) error {
 		Dir:     dir, PIDFile: pidFile,
 		LogDir: e.paths.log(in.Environment, in.ID), LogBytes: in.template.Config.Limits.LogBytes,
 	})
+	if errors.Is(err, &kiln.Error{Code: kiln.CodeUnavailable}) {
+		return fmt.Errorf("%w: %w", errAway, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -18,16 +18,35 @@ func (e *Engine) Run(ctx context.Context, task kiln.Task) (kiln.TaskResult, erro
 	if err := checkFleets(task.Environment, []kiln.Fleet{f}); err != nil {
 		return kiln.TaskResult{}, err
 	}
+	e.names.resolveNow(ctx, task.Template)
+	for {
+		cause, again, err := e.runOnce(ctx, task)
+		switch {
+		case err != nil:
+			return kiln.TaskResult{}, err
+		case again: // the keeper died before the task was known to run
+			continue
+		case cause.Kind == kiln.CauseStartFailed:
+			return kiln.TaskResult{}, &kiln.Error{
+				Code: kiln.CodeFailed, Message: "the task could not be started: " + cause.Detail, Hint: "kiln doctor", Evidence: cause.LastLog,
+			}
+		}
+		return kiln.TaskResult{Cause: cause, Took: time.Since(began)}, nil
+	}
+}
+
+// runOnce runs a task's instance to its end and returns its cause, or again
+// where it has to be started once more.
+func (e *Engine) runOnce(ctx context.Context, task kiln.Task) (cause kiln.Cause, again bool, err error) {
 	in := newInstance(task.Environment, task.Template, fmt.Sprintf("task of release %d", task.Release))
 	in.task, in.release, in.timeout = true, task.Release, task.Timeout
 	if in.timeout <= 0 {
 		in.timeout = taskTimeout
 	}
-	e.names.resolveNow(ctx, task.Template)
 	select {
 	case <-e.begun:
 	case <-ctx.Done():
-		return kiln.TaskResult{}, ctx.Err()
+		return cause, false, ctx.Err()
 	}
 	e.mu.Lock()
 	e.environment(task.Environment)
@@ -40,20 +59,14 @@ func (e *Engine) Run(ctx context.Context, task kiln.Task) (kiln.TaskResult, erro
 	select {
 	case <-in.gone:
 	case <-life.Done():
-		return kiln.TaskResult{}, kiln.Errorf(kiln.CodeUnavailable, "", "the engine was stopped")
+		return cause, false, kiln.Errorf(kiln.CodeUnavailable, "", "the engine was stopped")
 	case <-ctx.Done():
 		e.mu.Lock()
 		e.endLocked(in, kiln.Cause{Kind: kiln.CauseStopped, Detail: "its caller went away"})
 		e.mu.Unlock()
-		return kiln.TaskResult{}, ctx.Err()
+		return cause, false, ctx.Err()
 	}
 	e.mu.Lock()
-	cause := *in.Cause
-	e.mu.Unlock()
-	if cause.Kind == kiln.CauseStartFailed {
-		return kiln.TaskResult{}, &kiln.Error{
-			Code: kiln.CodeFailed, Message: "the task could not be started: " + cause.Detail, Hint: "kiln doctor", Evidence: cause.LastLog,
-		}
-	}
-	return kiln.TaskResult{Cause: cause, Took: time.Since(began)}, nil
+	defer e.mu.Unlock()
+	return *in.Cause, in.away, nil
 }
