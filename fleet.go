@@ -28,7 +28,7 @@ func FleetIDOf(environment string, t Template) FleetID {
 type InstanceState string
 
 // The states of an instance. Dead is final; a dead instance is forgotten by
-// the engine after a while, by the ledger never.
+// the engine after a while, by the ledger after a hundred thousand others.
 const (
 	InstanceStarting    InstanceState = "starting"
 	InstanceReady       InstanceState = "ready"

@@ -14,7 +14,9 @@ const (
 	// hundred megabytes. Older ones go, behind a checkpoint from which the chain
 	// can still be checked.
 	keptEvents = 500_000
-	pruneEvery = 24 * time.Hour
+	// keptInstances are the newest, each with its last words when it died.
+	keptInstances = 100_000
+	pruneEvery    = 24 * time.Hour
 )
 
 // history bounds the ledger.
@@ -40,13 +42,13 @@ func (h *history) set(keep int64) {
 	}
 }
 
-// run keeps the ledger's events within their bound until ctx ends.
+// run keeps the ledger's events and dead instances within their bounds until ctx ends.
 func (h *history) run(ctx context.Context, l *ledger.Ledger, log *slog.Logger) error {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
 	for {
-		if err := l.Prune(ctx, h.keep.Load()); err != nil && ctx.Err() == nil {
-			log.Warn("old events were not removed", "error", err)
+		if err := l.Prune(ctx, h.keep.Load(), keptInstances); err != nil && ctx.Err() == nil {
+			log.Warn("old history was not removed", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -270,17 +270,37 @@ func TestPruneKeepsTheChain(t *testing.T) {
 	for n := range 50 {
 		check(t, l.Append(ctx, event("p", n)))
 	}
-	check(t, l.Prune(ctx, 100))
-	check(t, l.Prune(ctx, 10))
+	check(t, l.Prune(ctx, 100, 100))
+	check(t, l.Prune(ctx, 10, 100))
 	if r := sound(t, l); r.Events != 10 || len(r.Notes) != 1 {
 		t.Fatalf("%+v", r)
 	}
-	check(t, l.Prune(ctx, 0))
+	check(t, l.Prune(ctx, 0, 100))
 	check(t, l.Close())
 	l = openAt(t, path)
 	check(t, l.Append(ctx, event("p", 50)))
 	if r := sound(t, l); r.Events != 1 {
 		t.Fatalf("%+v", r)
+	}
+}
+
+func TestPruneKeepsTheLivingAndTheNewest(t *testing.T) {
+	l := openAt(t, filepath.Join(t.TempDir(), "ledger.db"))
+	ctx := t.Context()
+	check(t, l.Prune(ctx, 10, 10)) // of nothing
+	born := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	for n := range 20 {
+		i := kiln.Instance{ID: fmt.Sprintf("web-%02d", n), Environment: "p", State: kiln.InstanceDead, CreatedAt: born.Add(time.Duration(n) * time.Minute)}
+		if n == 0 {
+			i.State = kiln.InstanceReady
+		}
+		check(t, l.Commit(ctx, kiln.Record{Instances: []kiln.Instance{i}}))
+	}
+	check(t, l.Prune(ctx, 10, 5))
+	left, err := l.Instances(ctx, "p", 100)
+	check(t, err)
+	if len(left) != 6 || left[0].ID != "web-19" || left[4].ID != "web-15" || left[5].ID != "web-00" {
+		t.Fatalf("%+v", left)
 	}
 }
 

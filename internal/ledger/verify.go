@@ -126,11 +126,16 @@ func (l *Ledger) verifyFile(ctx context.Context, r *Report) error {
 }
 
 // Prune removes all but the newest events, behind a checkpoint from which the
-// chain can still be checked.
-func (l *Ledger) Prune(ctx context.Context, keep int64) error {
+// chain can still be checked, and the dead that were born before the newest
+// instances.
+func (l *Ledger) Prune(ctx context.Context, events, instances int64) error {
 	return l.update(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		last := l.tip.seq - keep
-		_, err := tx.ExecContext(ctx, `
+		_, err := tx.ExecContext(ctx, "DELETE FROM instances WHERE dead = 1 AND born < (SELECT born FROM instances ORDER BY born DESC LIMIT 1 OFFSET ?)", max(0, instances-1))
+		if err != nil {
+			return err
+		}
+		last := l.tip.seq - events
+		_, err = tx.ExecContext(ctx, `
 			INSERT INTO checkpoints (seq, at, hash)
 			SELECT seq, strftime('%Y-%m-%dT%H:%M:%SZ'), hash FROM events WHERE seq = ?
 			ON CONFLICT (seq) DO NOTHING`, last)

@@ -15,8 +15,10 @@ import (
 
 const (
 	// restOfAddress is how long an address of an ended instance is not given
-	// out again: connections to it may linger.
-	restOfAddress = 30 * time.Second
+	// out again: longer than the kernel takes what looks like one of its flows
+	// for an answer (nf_conntrack_udp_timeout_stream, 120 s), so that nobody
+	// inherits what was declared by another.
+	restOfAddress = 130 * time.Second
 	// killLimit bounds the wait for processes that got SIGKILL. The kernel may
 	// hold one in a system call, but not the engine.
 	killLimit = 10 * time.Second
