@@ -79,6 +79,30 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
+func TestHostRootIsShutInToo(t *testing.T) {
+	b := newBed(t)
+	i := b.ready(web(1, func(t *kiln.Template) { t.Config.HostRoot, t.Config.User = true, "0" })).Fleets[0].Instances[0]
+	if uid := hostUID(t, i.PID); uid != 0 {
+		t.Errorf("runs as %d on the host", uid)
+	}
+	status := get(t, i, "/cat?path=/proc/self/status")
+	for _, want := range []string{"CapBnd:\t0000000000000000", "CapEff:\t0000000000000000", "Seccomp:\t2", "NoNewPrivs:\t1"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("status lacks %q:\n%s", want, status)
+		}
+	}
+	for _, path := range []string{"/proc/slabinfo", "/proc/vmallocinfo", "/proc/kpagecount", "/proc/keys", "/proc/key-users"} {
+		if got := get(t, i, "/cat?path="+path); got != "<nil>" { // nothing, and no error
+			t.Errorf("%s: %.60q", path, got)
+		}
+	}
+	for _, path := range []string{"/x", "/dev/x", "/sys/fs/cgroup/x", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger"} {
+		if got := get(t, i, "/write?path="+path); got == "<nil>" {
+			t.Errorf("%s was written", path)
+		}
+	}
+}
+
 func TestDeathIsExplainedAndReplaced(t *testing.T) {
 	for name, c := range map[string]struct {
 		path string

@@ -33,7 +33,10 @@ func linux(o Options) *specs.Linux {
 		// hierarchies writable: a place outside of what was declared.
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"},
 	}
-	if !o.Template.Config.HostRoot {
+	if o.Template.Config.HostRoot {
+		// What root of the host may read of its memory and its users.
+		l.MaskedPaths = append(l.MaskedPaths, "/proc/key-users", "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags", "/proc/slabinfo", "/proc/vmallocinfo")
+	} else {
 		l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		l.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: o.UIDBase, Size: idCount}}
 		l.GIDMappings = l.UIDMappings
