@@ -145,6 +145,8 @@ type Measurement struct {
 	// Latency counts answers by time to the last byte; the bounds are
 	// LatencyBounds, the last bucket is for what is above them.
 	Latency [len(LatencyBounds) + 1]uint64 `json:"latency"`
+	// Took is the time of all answers that Latency counts, together.
+	Took time.Duration `json:"took"`
 }
 
 // LatencyBounds are the upper bounds of Measurement.Latency's buckets.

@@ -21,6 +21,9 @@ type Ready struct {
 	// have not been given.
 	Listeners []string `json:"listeners"`
 	Missing   []string `json:"missing"`
+	// Connections are those of clients that are open, each request of HTTP/2
+	// that is being answered counted as one more.
+	Connections int `json:"connections"`
 }
 
 // control serves the control socket until ctx ends.
@@ -62,7 +65,7 @@ func (g *gateway) getMeasure(w http.ResponseWriter, _ *http.Request) {
 
 func (g *gateway) getReady(w http.ResponseWriter, _ *http.Request) {
 	t := g.table.Load()
-	out := Ready{Generation: t.source.Generation, Listeners: t.source.Listeners(), Missing: []string{}}
+	out := Ready{Generation: t.source.Generation, Listeners: t.source.Listeners(), Missing: []string{}, Connections: g.ports.connections()}
 	open := g.ports.names()
 	for _, name := range out.Listeners {
 		if !open[name] {

@@ -346,6 +346,13 @@ func (p *listeners) served() <-chan struct{} {
 
 func (p *listeners) wait() { <-p.served() }
 
+// connections are those that clients hold.
+func (p *listeners) connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
+}
+
 // names lists the listeners that are open.
 func (p *listeners) names() map[string]bool {
 	p.mu.Lock()

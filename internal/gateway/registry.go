@@ -128,6 +128,7 @@ func (r *registry) fold(key instanceKey, i *instance) {
 	for n, c := range m.Latency {
 		s.latency[n].Add(c)
 	}
+	s.took.Add(int64(m.Took))
 	i.kill(errGone)
 	delete(r.instances, key)
 }

@@ -14,6 +14,7 @@ type stats struct {
 	inFlight           atomic.Int64
 	status             [5]atomic.Uint64
 	latency            [len(kiln.LatencyBounds) + 1]atomic.Uint64
+	took               atomic.Int64 // nanoseconds of all that latency counts
 }
 
 // answered counts one answer, took from the request to its last byte.
@@ -23,6 +24,7 @@ func (s *stats) answered(status int, took time.Duration, in, out int64) {
 		s.status[class].Add(1)
 	}
 	s.latency[bucket(took)].Add(1)
+	s.took.Add(int64(max(0, took)))
 	if in > 0 {
 		s.bytesIn.Add(uint64(in))
 	}
@@ -63,6 +65,7 @@ func addUp(sum, m *kiln.Measurement) {
 	for i := range m.Latency {
 		sum.Latency[i] += m.Latency[i]
 	}
+	sum.Took += m.Took
 }
 
 // addTo adds what was counted to m.
@@ -78,4 +81,5 @@ func (s *stats) addTo(m *kiln.Measurement) {
 	for i := range s.latency {
 		m.Latency[i] += s.latency[i].Load()
 	}
+	m.Took += time.Duration(s.took.Load())
 }
