@@ -31,6 +31,8 @@ type Control struct {
 	now     func() time.Time
 	faults  Faults
 
+	observer Observer // nil for none
+
 	restored chan struct{} // closed once Run has restored
 	begun    time.Time
 
@@ -58,7 +60,7 @@ func New(o Options) *Control {
 	c := &Control{
 		ledger: o.Ledger, store: o.Store, baker: o.Baker, engine: o.Engine, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
-		url: o.PublicURL, now: o.Now, faults: o.Faults,
+		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer,
 		restored:     make(chan struct{}),
 		environments: map[string]*environment{},
 		known:        map[string]kiln.Instance{},

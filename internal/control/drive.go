@@ -27,6 +27,11 @@ type drive struct {
 	stuck   chan struct{}     // closed when the undoing has not worked for a while
 	told    map[string]string // the last message of each step of the progress
 
+	within context.Context // of the rollout, as the observer sees it
+	ended  End
+	inStep context.Context // of the present step
+	past   End             // ends the present step; nil before the first
+
 	mu    sync.Mutex
 	state rollout.State
 	off   *rollout.Failure   // why it is called off; nil when it is not
@@ -50,8 +55,8 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	kind := rollout.Rollback
 	if to.Number == 0 {
 		kind = rollout.Up
-		if to, err = c.ledger.CreateRelease(ctx, to); err != nil {
-			return nil, fmt.Errorf("store the release: %w", err)
+		if to, err = c.createRelease(ctx, to); err != nil {
+			return nil, err
 		}
 	}
 	r := rollout.Rollout{Environment: name, Kind: kind, To: to, From: findState(releases, kiln.ReleaseLive)}
@@ -73,9 +78,51 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	if err := d.journal(ctx, d.state); err != nil {
 		return nil, err
 	}
+	d.begins(ctx)
 	d.enter(d.state)
 	c.drives(h, d)
 	return d, nil
+}
+
+// createRelease stores a release, which gets its number.
+func (c *Control) createRelease(ctx context.Context, r kiln.Release) (out kiln.Release, err error) {
+	within, end := c.begins(ctx, workRelease, "environment", r.Environment)
+	defer func() { end(err, "release", number(out.Number)) }()
+	if out, err = c.ledger.CreateRelease(within, r); err != nil {
+		return r, fmt.Errorf("store the release: %w", err)
+	}
+	return out, nil
+}
+
+// begins tells the observer that the rollout begins, or goes on after a
+// restart. Its steps and what is done in them are part of it.
+func (d *drive) begins(ctx context.Context) {
+	d.within, d.ended = d.c.begins(ctx, workRollout, "environment", d.rollout.Environment, "kind", string(d.rollout.Kind),
+		"release", number(d.record.To), "from", number(d.record.From), "rollout", d.record.ID)
+	d.inStep = d.within
+}
+
+// stepped tells the observer that a step ended and the next begins.
+func (d *drive) stepped(s rollout.State) {
+	if d.past != nil {
+		var err error
+		if n := len(s.Trail); n > 0 && s.Failure != nil && s.Failure.Step == s.Trail[n-1].Step {
+			err = &kiln.Error{Code: s.Failure.Code, Message: s.Failure.Message}
+		}
+		d.past(err)
+		d.past = nil
+	}
+	if !s.Ended() {
+		d.inStep, d.past = d.c.begins(d.within, workStep, "step", string(s.Step), "environment", d.rollout.Environment, "release", number(d.record.To))
+	}
+}
+
+// number is a release's number as a text; "" for none.
+func number(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
 }
 
 // warm says whether a release can take the traffic by one swap.
@@ -108,6 +155,10 @@ func rolloutID(name string, to int, now time.Time) string {
 // run takes steps until the rollout ends or ctx does.
 func (d *drive) run(ctx context.Context) {
 	err := d.steps(ctx)
+	if d.past != nil { // the end came in the middle of a step
+		d.past(err)
+	}
+	d.ended(errors.Join(err, d.failed("")))
 	switch {
 	case errors.Is(err, errStopped):
 		d.c.stop(err)
@@ -148,7 +199,7 @@ func (d *drive) step(ctx context.Context, result *rollout.Result) (*rollout.Resu
 	seen.Result = result
 	next, actions := rollout.Next(d.rollout, d.state, seen, d.c.now())
 	if next.Step == d.state.Step {
-		acting, cancel := context.WithCancel(ctx)
+		acting, cancel := context.WithCancel(as(ctx, d.inStep))
 		defer cancel()
 		d.ceaseWith(cancel)
 		result, err = d.act(acting, actions, changed)
@@ -279,6 +330,7 @@ func (d *drive) enter(s rollout.State) {
 		d.holder.decide()
 	}
 	d.c.mu.Unlock()
+	d.stepped(s)
 	d.announce(s)
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// Options are what a Control works with. All but Faults, Storage, Now and
-// PublicURL must be set.
+// Options are what a Control works with. All but Faults, Observer, Storage, Now
+// and PublicURL must be set.
 type Options struct {
 	Ledger Ledger
 	Store  Store
@@ -30,6 +30,8 @@ type Options struct {
 	// Now is the clock; nil means time.Now.
 	Now    func() time.Time
 	Faults Faults
+	// Observer is told of work while it is done; nil tells nobody.
+	Observer Observer
 }
 
 // Ledger is the history. Implementations are safe for concurrent use; what a

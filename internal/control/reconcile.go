@@ -25,29 +25,32 @@ func (c *Control) reconcile(ctx context.Context) {
 		if await(ctx, c.kick, reconcileEvery) != nil {
 			return
 		}
-		c.settle(ctx)
+		within, end := c.begins(ctx, workReconcile)
+		end(c.settle(within))
 		if pause(ctx, reconcileGap) != nil {
 			return
 		}
 	}
 }
 
-// settle tells the engine what it was not told yet, or forgot.
-func (c *Control) settle(ctx context.Context) {
-	failed := false
+// settle tells the engine what it was not told yet, or forgot. It is tried
+// again soon where that failed, which is logged.
+func (c *Control) settle(ctx context.Context) error {
+	var failed error
 	for _, name := range c.names() {
 		if ctx.Err() != nil {
-			return
+			return ctx.Err()
 		}
 		if err := c.settleOne(ctx, name); err != nil {
-			failed = true
+			failed = err
 			c.troubled(name, err)
 			c.log.ErrorContext(ctx, "environment could not be reconciled", "environment", name, "error", err)
 		}
 	}
-	if failed {
+	if failed != nil {
 		c.poke()
 	}
+	return failed
 }
 
 // troubled notes why an environment could not be reconciled, for its status.

@@ -39,7 +39,7 @@ func (c *Control) restore(ctx context.Context) error {
 		if !running {
 			continue
 		}
-		d, err := c.resume(record, releases)
+		d, err := c.resume(ctx, record, releases)
 		if err != nil {
 			return err
 		}
@@ -54,7 +54,7 @@ func (c *Control) restore(ctx context.Context) error {
 	for _, d := range drives {
 		c.drives(d.holder, d)
 	}
-	c.settle(ctx)
+	_ = c.settle(ctx) // it is logged, and tried again
 	return nil
 }
 
@@ -80,7 +80,7 @@ func (c *Control) forsake(ctx context.Context, releases []kiln.Release, rolling 
 }
 
 // resume takes a journalled rollout up again.
-func (c *Control) resume(record kiln.Rollout, releases []kiln.Release) (*drive, error) {
+func (c *Control) resume(ctx context.Context, record kiln.Rollout, releases []kiln.Release) (*drive, error) {
 	var s rollout.State
 	if err := json.Unmarshal(record.State, &s); err != nil {
 		return nil, fmt.Errorf("read the journal of rollout %s: %w", record.ID, err)
@@ -103,6 +103,7 @@ func (c *Control) resume(record kiln.Rollout, releases []kiln.Release) (*drive, 
 	c.mu.Lock()
 	c.environment(record.Environment).holder = h
 	c.mu.Unlock()
+	d.begins(ctx)
 	d.enter(rollout.Resume(s, now))
 	return d, nil
 }

@@ -13,7 +13,13 @@ import (
 // that was left is condemned, and its fleets end once the requests that they
 // have in flight are answered. While a rollout runs whose outcome is open, a
 // rollback that names no release calls it off instead.
-func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kiln.Progress)) (RollbackResult, error) {
+func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kiln.Progress)) (out RollbackResult, err error) {
+	ctx, end := c.begins(ctx, workRollback, "environment", r.Environment)
+	defer func() { end(err, "from", number(out.From), "release", number(out.To)) }()
+	return c.rollback(ctx, r, emit)
+}
+
+func (c *Control) rollback(ctx context.Context, r RollbackRequest, emit func(kiln.Progress)) (RollbackResult, error) {
 	if err := c.ready(ctx); err != nil {
 		return RollbackResult{}, err
 	}

@@ -18,14 +18,20 @@ import (
 // rolls it out. When ctx ends before the rollout is journalled nothing
 // happened; after that the rollout goes on by itself. emit is called from
 // several goroutines and not after Up returned.
-func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (UpResult, error) {
+func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (out UpResult, err error) {
+	ctx, end := c.begins(ctx, workUp, "environment", r.Environment, "revision", r.Source.Commit, "branch", r.Source.Branch)
+	defer func() { end(err, "environment", out.Environment, "release", number(out.Release.Number)) }()
+	return c.up(ctx, r, emit)
+}
+
+func (c *Control) up(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (UpResult, error) {
 	if err := c.ready(ctx); err != nil {
 		return UpResult{}, err
 	}
 	began := c.now()
 	feed := newFeed(emit)
 	defer feed.close()
-	def, err := c.load(r)
+	def, err := c.load(ctx, r)
 	if err != nil {
 		return UpResult{}, err
 	}
@@ -73,13 +79,15 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 
 // Bake bakes every image of a definition and stores its bundle, and makes no
 // release.
-func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (BakeResult, error) {
+func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (out BakeResult, err error) {
+	ctx, end := c.begins(ctx, workBakeOnly, "environment", r.Environment, "revision", r.Source.Commit, "branch", r.Source.Branch)
+	defer func() { end(err) }()
 	if err := c.ready(ctx); err != nil {
 		return BakeResult{}, err
 	}
 	feed := newFeed(emit)
 	defer feed.close()
-	def, err := c.load(r)
+	def, err := c.load(ctx, r)
 	if err != nil {
 		return BakeResult{}, err
 	}
@@ -105,7 +113,7 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 	if err := c.ready(ctx); err != nil {
 		return PlanResult{}, err
 	}
-	def, err := c.load(r)
+	def, err := c.load(ctx, r)
 	if err != nil {
 		return PlanResult{}, err
 	}
@@ -133,8 +141,10 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 }
 
 // load reads the definition from a request's tree.
-func (c *Control) load(r UpRequest) (Definition, error) {
-	def, err := c.loader.Load(c.store.TreeFS(r.Tree), LoadOptions{Environment: r.Environment, Branch: r.Source.Branch, Values: r.Values})
+func (c *Control) load(ctx context.Context, r UpRequest) (def Definition, err error) {
+	_, end := c.begins(ctx, workParse)
+	defer func() { end(err, "environment", def.Environment.Name) }()
+	def, err = c.loader.Load(c.store.TreeFS(r.Tree), LoadOptions{Environment: r.Environment, Branch: r.Source.Branch, Values: r.Values})
 	if err != nil {
 		return Definition{}, fmt.Errorf("load the definition: %w", err)
 	}
@@ -255,9 +265,11 @@ func condemned(releases []kiln.Release, identity kiln.Digest, again bool) error 
 
 // bake makes the images and the bundle.
 func (c *Control) bake(ctx context.Context, r UpRequest, def Definition, feed *feed) (kiln.BakeResult, kiln.Digest, error) {
-	baked, err := c.baker.Bake(ctx, kiln.BakeRequest{
+	within, end := c.begins(ctx, workBake, "environment", def.Environment.Name)
+	baked, err := c.baker.Bake(within, kiln.BakeRequest{
 		Images: def.Spec.Images, Tree: r.Tree, Lock: def.Lock, Locked: r.Locked, Progress: feed.send,
 	})
+	end(err)
 	if err != nil {
 		return kiln.BakeResult{}, "", fmt.Errorf("bake: %w", err)
 	}
@@ -265,7 +277,9 @@ func (c *Control) bake(ctx context.Context, r UpRequest, def Definition, feed *f
 	if r.Source.Commit != "" {
 		annotations["org.opencontainers.image.revision"] = r.Source.Commit
 	}
-	bundle, err := c.store.PutBundle(ctx, bundleOf(r.Tree, def.Spec, baked), annotations)
+	within, end = c.begins(ctx, workBundle, "environment", def.Environment.Name)
+	bundle, err := c.store.PutBundle(within, bundleOf(r.Tree, def.Spec, baked), annotations)
+	end(err, "bundle", string(bundle))
 	if err != nil {
 		return kiln.BakeResult{}, "", fmt.Errorf("store the bundle: %w", err)
 	}

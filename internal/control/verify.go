@@ -19,7 +19,9 @@ func (d *drive) verify(ctx context.Context) error {
 	for _, s := range d.rollout.To.Services {
 		for _, v := range s.Rollout.Verify {
 			began := d.c.now()
-			err := d.check(ctx, s, v)
+			within, end := d.c.begins(ctx, workCheck, "service", s.Template.Service, "check", v.Name)
+			err := d.check(within, s, v)
+			end(err)
 			p := kiln.Progress{Stage: "verify", Subject: s.Template.Service, Step: "verify " + v.Name, Took: d.c.now().Sub(began), Done: err == nil}
 			if err != nil {
 				p.Error = err.Error()
