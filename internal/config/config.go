@@ -40,6 +40,7 @@ type Config struct {
 	Storage Storage
 	// LogLevel is "debug", "info", "warn" or "error".
 	LogLevel string
+	Traces   Traces
 	Notify   []Notify // by name
 }
 
@@ -77,6 +78,16 @@ type Notify struct {
 	SecretFile string
 	// Events are patterns of path.Match for kinds of events, such as "release.*".
 	Events []string
+	// Environments are those whose events alone are told; none means all, and
+	// events of no environment.
+	Environments kiln.Reach
+}
+
+// Traces is where traces go.
+type Traces struct {
+	Endpoint string // empty is nowhere
+	// HeadersFile has headers that may be secret; Headers reads it.
+	HeadersFile string
 }
 
 // Options say what a file is read for.

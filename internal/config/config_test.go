@@ -56,9 +56,15 @@ log {
   level = "warn"
 }
 
+traces {
+  endpoint     = "https://otel.example.com"
+  headers_file = "/etc/kiln/otel"
+}
+
 notify "chat" {
-  url    = "https://hooks.example.com/kiln"
-  events = ["release.*", "instance.died"]
+  url          = "https://hooks.example.com/kiln"
+  events       = ["release.*", "instance.died"]
+  environments = ["production"]
 }
 `
 
@@ -94,7 +100,10 @@ func TestAWholeFile(t *testing.T) {
 		},
 		Storage:  Storage{Max: 40 << 30, KeepEvents: 1_000_000, Logs: 1 << 30},
 		LogLevel: "warn",
-		Notify:   []Notify{{Name: "chat", URL: "https://hooks.example.com/kiln", Events: []string{"release.*", "instance.died"}}},
+		Traces:   Traces{Endpoint: "https://otel.example.com", HeadersFile: "/etc/kiln/otel"},
+		Notify: []Notify{{
+			Name: "chat", URL: "https://hooks.example.com/kiln", Events: []string{"release.*", "instance.died"}, Environments: kiln.Reach{"production"},
+		}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -171,6 +180,10 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		"notify \"a\" {\n  url = \"http://x/\"\n  events = [\"release.live\"]\n}":                                                                               `Notifications in the clear`,
 		"notify \"a\" {\n  url = \"https://x/\"\n  events = [\"Release live\"]\n}":                                                                              `is not a kind of event`,
 		"notify \"a\" {\n  url = \"https://x/\"\n  events = [\"*\"]\n  secret_file = \"k\"\n}":                                                                  `is not an absolute path`,
+		"notify \"a\" {\n  url = \"https://x/\"\n  events = [\"*\"]\n  environments = [\"A b\"]\n}":                                                             `Not an environment`,
+		"traces {\n  endpoint = \"collector:4318\"\n}":                                                                                                          `is not a URL`,
+		"traces {\n  endpoint = \"http://192.0.2.1:4318\"\n}":                                                                                                   `Traces in the clear`,
+		"listen {\n  metrics = [\"0.0.0.0:9464\"]\n}":                                                                                                           `Metrics for anybody: Whoever reaches 0.0.0.0:9464`,
 		"track {\n}":     `Not supported yet`,
 		"listen {":       `kilnd.hcl:1`,
 		"<<<<<<< HEAD\n": `Unresolved merge conflict`,
@@ -321,7 +334,7 @@ func TestNamedFilesAreLookedAt(t *testing.T) {
 	cert, key := certificate(t, dir, "a")
 	_, other := certificate(t, dir, "b")
 	hook := filepath.Join(dir, "hook.key")
-	write(t, hook, "secret", 0o600)
+	write(t, hook, "a secret of 24 characters", 0o600)
 	path := filepath.Join(dir, FileName)
 	load := func(cert, key, hook string) string {
 		write(t, path, "api {\n  listen = [\":1\"]\n  cert = \""+cert+"\"\n  key = \""+key+"\"\n}\n"+
@@ -390,4 +403,53 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestMetricsAreForThisMachine: where no address is said, nobody else can ask.
+func TestMetricsAreForThisMachine(t *testing.T) {
+	c, warnings, err := Parse("kilnd.hcl", []byte("listen {\n  metrics = [\":9464\", \"[::1]:9465\"]\n}\n"), options(t))
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(warnings, err)
+	}
+	if diff := cmp.Diff([]string{"127.0.0.1:9464", "[::1]:9465"}, c.Listen.Metrics); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestKeysAndHeaders(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	key := func(text string) string {
+		write(t, path, text, 0o600)
+		k, err := Key(path)
+		if err != nil {
+			return "error: " + err.Error()
+		}
+		return string(k)
+	}
+	for text, want := range map[string]string{
+		"whsec_MDEyMzQ1Njc4OWFiY2RlZg==\n": "0123456789abcdef",
+		" 0123456789abcdef \n":             "0123456789abcdef",
+		"0123456789abcde":                  "needs 16",
+		"whsec_MDEy":                       "needs 16",
+		"whsec_?":                          "not base64",
+	} {
+		if got := key(text); !strings.Contains(got, want) || strings.HasPrefix(want, "0") && got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+	write(t, path, "# of the collector\nAuthorization: Bearer a:b\n\nx-team:ops\n", 0o600)
+	got, err := Headers(path)
+	if diff := cmp.Diff(map[string]string{"Authorization": "Bearer a:b", "x-team": "ops"}, got); err != nil || diff != "" {
+		t.Error(diff, err)
+	}
+	for _, bad := range []string{"Authorization\n", "a b: c\n", "a: b\x01\n"} {
+		write(t, path, bad, 0o600)
+		if _, err := Headers(path); err == nil || !strings.Contains(err.Error(), "line 1 of") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	write(t, path, "a: b\n", 0o644)
+	if _, err := Headers(path); err == nil {
+		t.Error("headers that others may read were taken")
+	}
 }

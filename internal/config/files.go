@@ -1,10 +1,14 @@
 package config
 
 import (
+	"bytes"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/hclfile"
@@ -40,11 +44,59 @@ func (r *reader) checkFiles(c Config) {
 	for _, b := range r.blocks("notify") {
 		d := r.decoder(b.Body)
 		if _, file, ok := d.Text("secret_file"); ok {
-			if _, err := Secret(file); err != nil {
+			if _, err := Key(file); err != nil {
 				r.file(d.At("secret_file"), err)
 			}
 		}
 	}
+	if c.Traces.HeadersFile != "" {
+		if _, err := Headers(c.Traces.HeadersFile); err != nil {
+			r.file(r.single("traces").At("headers_file"), err)
+		}
+	}
+}
+
+// shortestKey is how many bytes a key has at least: fewer could be guessed.
+const shortestKey = 16
+
+// Key reads the key that notifications are signed with.
+func Key(path string) ([]byte, error) {
+	text, err := Secret(path)
+	if err != nil {
+		return nil, err
+	}
+	key := bytes.TrimSpace(text)
+	if encoded, ok := bytes.CutPrefix(key, []byte("whsec_")); ok {
+		if key, err = base64.StdEncoding.DecodeString(string(encoded)); err != nil {
+			return nil, kiln.Errorf(kiln.CodeInvalid, "echo whsec_$(head -c 32 /dev/urandom | base64) makes one", "%s is not a key: what follows whsec_ is not base64", path)
+		}
+	}
+	if len(key) < shortestKey {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "echo whsec_$(head -c 32 /dev/urandom | base64) makes one", "%s has a key of %d bytes, and needs %d", path, len(key), shortestKey)
+	}
+	return key, nil
+}
+
+// Headers reads headers of requests, one a line.
+func Headers(path string) (map[string]string, error) {
+	text, err := Secret(path)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for i, line := range strings.Split(string(text), "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, value, ok := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		if !ok || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			return nil, kiln.Errorf(kiln.CodeInvalid, "write it like Name: value", "line %d of %s is not a header", i+1, path)
+		}
+		out[name] = value
+	}
+	return out, nil
 }
 
 // file reports what is wrong with a file, where it is named.

@@ -54,7 +54,7 @@ func (r *reader) read() Config {
 	}
 	c := Config{Path: r.name, Digest: kiln.DigestOf(r.src), Data: r.data()}
 	if d := r.single("listen"); d != nil {
-		c.Listen = Listen{HTTP: r.addresses(d, "http"), HTTPS: r.addresses(d, "https"), Metrics: r.addresses(d, "metrics")}
+		c.Listen = Listen{HTTP: r.addresses(d, "http"), HTTPS: r.addresses(d, "https"), Metrics: r.metrics(d)}
 	}
 	if d := r.single("api"); d != nil {
 		c.API = r.api(d)
@@ -68,6 +68,9 @@ func (r *reader) read() Config {
 	}
 	if d := r.single("log"); d != nil {
 		c.LogLevel = oneOf(d, "level", "debug", "info", "warn", "error")
+	}
+	if d := r.single("traces"); d != nil {
+		c.Traces = Traces{Endpoint: r.target(d, "endpoint", "https://traces.example.com", "Traces"), HeadersFile: d.Checked("headers_file", "Not a file", badPath)}
 	}
 	c.Tokens, c.Notify = r.tokens(), r.notifications()
 	r.checkTogether(c)
@@ -172,6 +175,23 @@ func (r *reader) addresses(d *hclfile.Decoder, name string) []string {
 			r.report.Error(i.At, "Duplicate address", "%s is in the list already.", i.Whole.Show(i.Text))
 		default:
 			out = append(out, address)
+		}
+	}
+	return out
+}
+
+// metrics reads where metrics are served, which is on this machine alone where
+// no address is said.
+func (r *reader) metrics(d *hclfile.Decoder) []string {
+	out := r.addresses(d, "metrics")
+	for i, address := range out {
+		host, port, _ := net.SplitHostPort(address)
+		switch {
+		case host == "":
+			out[i] = net.JoinHostPort("127.0.0.1", port)
+		case !local(host):
+			r.report.Warn(d.At("metrics"), "Metrics for anybody",
+				"Whoever reaches %s can read the names of environments and services, and how they do. To serve them by TLS to those with a token alone, leave the address out: the API has them at /metrics.", address)
 		}
 	}
 	return out
@@ -285,7 +305,7 @@ func (r *reader) reach(d *hclfile.Decoder) kiln.Reach {
 		out = append(out, i.Text)
 	}
 	if d.Has("environments") && len(out) == 0 && !r.report.Failed() {
-		r.report.Error(d.At("environments"), "No environment", "With an empty list the token would be of no use. Name environments, or remove the argument for all of them.")
+		r.report.Error(d.At("environments"), "No environment", "With an empty list the block would be of no use. Name environments, or remove the argument for all of them.")
 	}
 	return out
 }
@@ -312,7 +332,8 @@ func (r *reader) notifications() []Notify {
 	for _, b := range r.blocks("notify") {
 		d := r.decoder(b.Body)
 		n := Notify{
-			Name: b.Labels[0], URL: r.target(d), SecretFile: d.Checked("secret_file", "Not a file", badPath),
+			Name: b.Labels[0], URL: r.target(d, "url", "https://hooks.example.com/kiln", "Notifications"),
+			SecretFile: d.Checked("secret_file", "Not a file", badPath), Environments: r.reach(d),
 		}
 		for _, i := range d.List("events") {
 			if _, err := path.Match(i.Text, ""); err != nil || !regexp.MustCompile(`\A[a-z_*]+(\.[a-z_*]+)?\z`).MatchString(i.Text) {
@@ -327,20 +348,20 @@ func (r *reader) notifications() []Notify {
 	return out
 }
 
-// target reads a URL that can be posted to.
-func (r *reader) target(d *hclfile.Decoder) string {
-	a, s, ok := d.Text("url")
+// target reads a URL that can be posted to; what is posted.
+func (r *reader) target(d *hclfile.Decoder, name, example, what string) string {
+	a, s, ok := d.Text(name)
 	if !ok {
 		return ""
 	}
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		r.report.Error(a.At, "Not a URL", "%s is not a URL such as \"https://hooks.example.com/kiln\".", a.Show(s))
+		r.report.Error(a.At, "Not a URL", "%s is not a URL such as %q.", a.Show(s), example)
 	case u.User != nil:
-		r.report.Error(a.At, "A password in the clear", "Who reads the file has it. Notifications are signed with the key in secret_file instead.")
+		r.report.Error(a.At, "A password in the clear", "Who reads the file has it. What is secret is in a file of its own: secret_file, or headers_file.")
 	case u.Scheme == "http" && !local(u.Hostname()):
-		r.report.Warn(a.At, "Notifications in the clear", "Who is on the way to %s can read them. Use https.", u.Host)
+		r.report.Warn(a.At, what+" in the clear", "Who is on the way to %s can read them. Use https.", u.Host)
 		return s
 	default:
 		return s

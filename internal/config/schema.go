@@ -17,7 +17,7 @@ func rootSchema() *hclfile.Block {
 				Arguments: []hclfile.Argument{
 					{Name: "http", Type: "list of strings", Default: "`[\":8080\"]`", Range: addresses, Doc: "Where the gateway takes public HTTP. An empty list is nowhere."},
 					{Name: "https", Type: "list of strings", Default: "`[\":8443\"]`", Range: addresses, Doc: "Where the gateway takes public HTTPS. An empty list is nowhere."},
-					{Name: "metrics", Type: "list of strings", Default: "nowhere", Range: addresses, Doc: "Where metrics are served. This version checks it and serves none."},
+					{Name: "metrics", Type: "list of strings", Default: "nowhere", Range: addresses, Doc: "Where `/metrics` is served over HTTP to anybody who connects; `:PORT` is `127.0.0.1:PORT`. The API serves it, too, to those who may look."},
 				},
 			},
 			{
@@ -53,11 +53,19 @@ func rootSchema() *hclfile.Block {
 				},
 			},
 			{
-				Name: "notify", Labels: []string{"name"}, Doc: "Whom to tell about events. This version checks the block and sends nothing.",
+				Name: "traces", Single: true, Doc: "Where traces of bakes and rollouts go: an OpenTelemetry collector that takes OTLP over HTTP (protobuf). `OTEL_EXPORTER_OTLP_ENDPOINT` and its kin in the environment of kilnd win over the block.",
+				Arguments: []hclfile.Argument{
+					{Name: "endpoint", Type: "string", Required: true, Range: "http or https URL without a password", Doc: "The collector, such as `http://127.0.0.1:4318`. Without a path it is `/v1/traces`."},
+					{Name: "headers_file", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "Headers of every request, one `Name: value` a line."},
+				},
+			},
+			{
+				Name: "notify", Labels: []string{"name"}, Doc: "Whom to tell about events, by a webhook. `kiln notify test` sends a test event.",
 				Arguments: []hclfile.Argument{
 					{Name: "url", Type: "string", Required: true, Range: "http or https URL without a password", Doc: "Where notifications are posted."},
-					{Name: "secret_file", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "The file with the key that notifications are signed with."},
+					{Name: "secret_file", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "The file with the key that notifications are signed with: `whsec_` and base64, or the key as it is, of 16 bytes or more. Without it they are not signed."},
 					{Name: "events", Type: "list of strings", Required: true, Range: "kinds of events; `*` matches any text", Doc: "Which events: `\"release.*\"`, `\"instance.died\"`."},
+					{Name: "environments", Type: "list of strings", Default: "all, and events of none", Range: "names and patterns of environments; `*` matches any text", Doc: "Only events of these environments."},
 				},
 			},
 		},
