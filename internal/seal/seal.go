@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -59,6 +60,9 @@ type Options struct {
 	Store    Store
 	Log      *slog.Logger // nil discards
 	Limits   Limits       // zero means DefaultLimits
+	// Sealed is told of every root file system that was sealed, or was not; nil
+	// tells nobody.
+	Sealed func(took time.Duration, err error)
 
 	known *knownLayers
 }
@@ -275,7 +279,11 @@ func (s *Sealer) make(ctx context.Context, key Key, manifest kiln.Digest, points
 	if err := s.discard(key); err != nil {
 		return Root{}, err
 	}
+	began := time.Now()
 	r, err := s.seal(ctx, key, manifest, points)
+	if s.opt.Sealed != nil && !errors.Is(err, context.Canceled) {
+		s.opt.Sealed(time.Since(began), err)
+	}
 	if err != nil {
 		return Root{}, err
 	}
