@@ -122,6 +122,7 @@ func (a *app) printSettings(s server.Settings) error {
 		{"fingerprint", or(s.API.Fingerprint, "none: the API is not served over TCP")},
 		{"storage", fmt.Sprintf("%s; %d events, %s of logs", bound, s.KeepEvents, size(s.LogBytes))},
 		{"log", s.LogLevel},
+		{"traces", or(s.Traces, "none")},
 		{"notify", list(s.Notify)},
 	}
 	for _, l := range lines {

@@ -78,7 +78,8 @@ type Settings struct {
 	KeepEvents int64    `json:"keep_events"`
 	LogBytes   int64    `json:"log_bytes"` // bound of all instances' logs
 	LogLevel   string   `json:"log_level"`
-	Notify     []string `json:"notify"` // names
+	Traces     string   `json:"traces,omitempty"` // where they go, without a path; empty for nowhere
+	Notify     []string `json:"notify"`           // names
 }
 
 // APISettings says where the API is served over TCP.
@@ -104,6 +105,25 @@ type Reloaded struct {
 	// sentence each; empty when nothing is.
 	Changed  []string          `json:"changed"`
 	Warnings []kiln.Diagnostic `json:"warnings,omitempty"`
+}
+
+// NotifyTest asks for a test event.
+type NotifyTest struct {
+	Name string `json:"name,omitempty"` // of one receiver; empty for all
+}
+
+// NotifyResults says how a test event was taken.
+type NotifyResults struct {
+	Results []NotifyResult `json:"results"`
+}
+
+// NotifyResult is how one receiver took an event.
+type NotifyResult struct {
+	Name   string        `json:"name"`
+	URL    string        `json:"url"`              // without its query, which may have a secret
+	Status int           `json:"status,omitempty"` // of the answer; 0 for none
+	Error  string        `json:"error,omitempty"`  // empty when it was taken
+	Took   time.Duration `json:"took"`
 }
 
 // Frame is one line of a stream; exactly one field is set.

@@ -138,6 +138,16 @@ func (c *Client) Shutdown(ctx context.Context, progress func(kiln.Progress)) err
 	return err
 }
 
+// NotifyTest sends a test event to one receiver, or to all for "".
+func (c *Client) NotifyTest(ctx context.Context, name string) (NotifyResults, error) {
+	var result NotifyResults
+	body, err := json.Marshal(NotifyTest{Name: name})
+	if err != nil {
+		return result, err
+	}
+	return result, c.call(ctx, http.MethodPost, "notify/test", nil, typeJSON, bytes.NewReader(body), &result)
+}
+
 // Events calls each for every selected event, in order. While it follows, a
 // stream that breaks off is taken up again after the last event.
 func (c *Client) Events(ctx context.Context, query control.EventQuery, each func(kiln.Event) error) error {

@@ -231,7 +231,7 @@ func (d *describer) operation(r route) object {
 }
 
 func operationID(r route) string {
-	words := strings.FieldsFunc(strings.TrimPrefix(r.path, "/v1/"), func(c rune) bool { return c == '/' || c == '.' })
+	words := strings.FieldsFunc(strings.TrimPrefix(r.path, "/v1"), func(c rune) bool { return c == '/' || c == '.' })
 	return strings.ToLower(r.method) + "_" + strings.Join(words, "_")
 }
 
@@ -243,6 +243,9 @@ func kind(k string) object {
 }
 
 func (d *describer) response(r route) object {
+	if r.text {
+		return object{"description": "It was done.", "content": object{"text/plain": object{"schema": object{"type": "string"}}}}
+	}
 	result := d.refer(reflect.TypeOf(r.result))
 	if !r.frames {
 		return object{"description": "It was done.", "content": object{typeJSON: object{"schema": result}}}
@@ -378,6 +381,7 @@ func TestEveryRouteHasARole(t *testing.T) {
 		"GET /v1/events":         kiln.RoleRead,
 		"GET /v1/logs":           kiln.RoleRead,
 		"GET /v1/config":         kiln.RoleAdmin,
+		"GET /metrics":           kiln.RoleRead,
 		"POST /v1/blobs/missing": kiln.RoleDeploy,
 		"POST /v1/blobs":         kiln.RoleDeploy,
 		"POST /v1/plan":          kiln.RoleDeploy,
@@ -386,6 +390,7 @@ func TestEveryRouteHasARole(t *testing.T) {
 		"POST /v1/rollback":      kiln.RoleDeploy,
 		"POST /v1/down":          kiln.RoleDeploy,
 		"POST /v1/reload":        kiln.RoleAdmin,
+		"POST /v1/notify/test":   kiln.RoleAdmin,
 		"POST /v1/shutdown":      kiln.RoleAdmin,
 	}
 	got := map[string]kiln.Role{}

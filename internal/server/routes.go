@@ -19,6 +19,7 @@ type route struct {
 	body         any // zero value of what the JSON body is; nil for none
 	tar          bool
 	result       any  // zero value of the answer, or of a stream's result
+	text         bool // the answer is text
 	frames       bool // the answer is a stream of frames
 	formats      []string
 	handle       http.HandlerFunc
@@ -86,6 +87,10 @@ func (a *api) looking() []route {
 			method: "GET", path: "/v1/config", role: kiln.RoleAdmin, summary: "The configuration in effect",
 			result: Settings{}, handle: a.answer(a.settings),
 		},
+		{
+			method: "GET", path: "/metrics", role: kiln.RoleRead, summary: "Metrics in Prometheus' form",
+			text: true, handle: a.metrics,
+		},
 	}
 }
 
@@ -122,6 +127,10 @@ func (a *api) changing() []route {
 		{
 			method: "POST", path: "/v1/reload", role: kiln.RoleAdmin, summary: "Read the configuration again and take it, whole or not at all",
 			body: struct{}{}, result: Reloaded{}, handle: a.answer(a.reload),
+		},
+		{
+			method: "POST", path: "/v1/notify/test", role: kiln.RoleAdmin, summary: "Send a test event to those who are notified",
+			body: NotifyTest{}, result: NotifyResults{}, handle: a.answer(a.notifyTest),
 		},
 		{
 			method: "POST", path: "/v1/shutdown", role: kiln.RoleAdmin, summary: "End every environment, and then Kiln's own processes",

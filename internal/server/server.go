@@ -44,6 +44,15 @@ type Options struct {
 	Reload func(ctx context.Context, actor string) (Reloaded, error)
 	// Settings is the configuration in effect; nil when there is none.
 	Settings func() Settings
+	// Metrics answers with the metrics that a caller with a reach may see; nil
+	// when there are none.
+	Metrics func(kiln.Reach) http.Handler
+	// Answered is told of every answer: by the route's pattern, "other" for a
+	// path that is none, its status, and how long it took. Nil tells nobody.
+	Answered func(method, route string, code int, took time.Duration)
+	// NotifyTest sends a test event to one receiver, or to all for ""; nil when
+	// there are none.
+	NotifyTest func(ctx context.Context, name, actor string) ([]NotifyResult, error)
 }
 
 const (
@@ -69,11 +78,11 @@ func New(options Options) http.Handler {
 	a := newAPI(options)
 	mux := http.NewServeMux()
 	for _, r := range a.routes() {
-		mux.Handle(r.method+" "+r.path, a.enter(r.role, r.handle))
+		mux.Handle(r.method+" "+r.path, a.counted(r.method, r.path, a.enter(r.role, r.handle)))
 	}
-	mux.Handle("/", a.enter(kiln.RoleRead, func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("/", a.counted("other", "other", a.enter(kiln.RoleRead, func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, kiln.Errorf(kiln.CodeNotFound, "GET /v1/openapi.json lists what there is", "no %s %s", r.Method, r.URL.Path))
-	}))
+	})))
 	return mux
 }
 
