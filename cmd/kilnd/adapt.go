@@ -17,6 +17,7 @@ import (
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/spec"
 	"github.com/kilnproject/kiln/internal/store"
+	"github.com/kilnproject/kiln/internal/tracing"
 )
 
 // loader reads definitions for control.
@@ -77,10 +78,15 @@ func (b baker) tag(ctx context.Context, name string, one kiln.Baked) error {
 }
 
 // images gives the engine sealed roots.
-type images struct{ *seal.Sealer }
+type images struct {
+	*seal.Sealer
+	tracer *tracing.Tracer
+}
 
 func (i images) Root(ctx context.Context, manifest kiln.Digest, mountPoints []string) (string, ocispec.ImageConfig, error) {
-	root, err := i.Sealer.Root(ctx, manifest, mountPoints)
+	within, end := i.tracer.Begin(ctx, "seal", "image", string(manifest))
+	root, err := i.Sealer.Root(within, manifest, mountPoints)
+	end(err)
 	return root.Dir, root.Config, err
 }
 

@@ -44,14 +44,21 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	if err != nil {
 		return err
 	}
+	telling, err := newTelling(next.file)
+	if err != nil {
+		return err
+	}
 	if err := p.movePublic(ctx, before, next); err != nil {
 		return fmt.Errorf("move the public listeners: %w", err)
 	}
 	back := func() error {
-		if err := p.movePublic(ctx, next, before); err != nil {
-			return fmt.Errorf("move the public listeners back: %w", err)
+		if err := errors.Join(p.movePublic(ctx, next, before), p.listeners.Set(ctx, before.file.Listen.Metrics)); err != nil {
+			return fmt.Errorf("move the listeners back: %w", err)
 		}
 		return nil
+	}
+	if err := p.listeners.Set(ctx, next.file.Listen.Metrics); err != nil {
+		return errors.Join(err, back())
 	}
 	move, err := p.remote.Prepare(ctx, next.file.API.Listen, certs)
 	if err != nil {
@@ -68,6 +75,9 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	p.history.set(next.keepEvents)
 	if err := p.engine.SetLogBytes(next.logBytes); err != nil {
 		p.log.WarnContext(ctx, "logs were not collected", "error", err)
+	}
+	if err := p.tell(ctx, telling); err != nil {
+		p.log.WarnContext(ctx, "traces are not sent", "error", err)
 	}
 	p.level.Set(next.level)
 	p.settings.Store(next)
@@ -127,7 +137,7 @@ func (p *plane) refuse(ctx context.Context, path, actor string, cause error) {
 // record puts an event into the ledger, now.
 func (p *plane) record(ctx context.Context, e kiln.Event) error {
 	e.At = time.Now().UTC()
-	return durableLedger{p.ledger, p.reserve}.Commit(ctx, kiln.Record{Events: []kiln.Event{e}})
+	return p.durable().Commit(ctx, kiln.Record{Events: []kiln.Event{e}})
 }
 
 // noteLogin puts a login that failed into the ledger.

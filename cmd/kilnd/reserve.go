@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/ledger"
+	"github.com/kilnproject/kiln/internal/metrics"
 	"github.com/kilnproject/kiln/internal/store"
 )
 
@@ -139,19 +140,33 @@ func (r *reserve) again() error {
 	return r.room.Hold()
 }
 
-// durableLedger is a ledger that goes on in its reserve.
+// durableLedger is a ledger that goes on in its reserve. What it takes is
+// counted.
 type durableLedger struct {
 	*ledger.Ledger
 	reserve *reserve
+	metrics *metrics.Metrics
 }
 
+// durable is the ledger as the control plane writes it.
+func (p *plane) durable() durableLedger { return durableLedger{p.ledger, p.reserve, p.metrics} }
+
 func (l durableLedger) CreateRelease(ctx context.Context, r kiln.Release) (out kiln.Release, err error) {
+	done := l.metrics.Committing()
 	err = l.reserve.write(ctx, func() (err error) { out, err = l.Ledger.CreateRelease(ctx, r); return err })
+	if done(err); err == nil {
+		l.metrics.Created(out)
+	}
 	return out, err
 }
 
 func (l durableLedger) Commit(ctx context.Context, r kiln.Record) error {
-	return l.reserve.write(ctx, func() error { return l.Ledger.Commit(ctx, r) })
+	done := l.metrics.Committing()
+	err := l.reserve.write(ctx, func() error { return l.Ledger.Commit(ctx, r) })
+	if done(err); err == nil {
+		l.metrics.Recorded(r)
+	}
+	return err
 }
 
 // durableEngine is an engine whose records, and those of the gateway, go on in

@@ -20,10 +20,13 @@ import (
 	"github.com/kilnproject/kiln/internal/keep"
 	"github.com/kilnproject/kiln/internal/ledger"
 	"github.com/kilnproject/kiln/internal/local"
+	"github.com/kilnproject/kiln/internal/metrics"
+	"github.com/kilnproject/kiln/internal/notify"
 	"github.com/kilnproject/kiln/internal/probe"
 	"github.com/kilnproject/kiln/internal/seal"
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/store"
+	"github.com/kilnproject/kiln/internal/tracing"
 )
 
 // answerGrace is how long requests may go on once kilnd was told to end.
@@ -71,6 +74,10 @@ type plane struct {
 	access    *server.Access
 	remote    *server.Remote
 	history   *history
+	metrics   *metrics.Metrics
+	listeners *metrics.Listeners
+	tracer    *tracing.Tracer
+	notifier  *notify.Notifier
 
 	reserve *reserve
 	ledger  *ledger.Ledger
@@ -91,18 +98,20 @@ type plane struct {
 func (p *plane) assemble(ctx context.Context) error {
 	s := p.settings.Load()
 	for _, make := range []func(context.Context) error{
-		p.openLedger, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
+		p.openMetrics, p.openLedger, p.restoreMetrics, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
 	} {
 		if err := make(ctx); err != nil {
 			return err
 		}
 	}
+	watching := observer{p.metrics, p.tracer}
 	p.control = control.New(control.Options{
-		Ledger: durableLedger{p.ledger, p.reserve}, Store: p.store, Baker: baker{p.baker, p.store},
+		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
 		Log: p.log, Version: version, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
 	})
+	p.openNotifier()
 	return nil
 }
 
@@ -145,7 +154,7 @@ func (p *plane) openStore(context.Context) (err error) {
 }
 
 func (p *plane) openSeals(context.Context) (err error) {
-	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log})
+	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Sealed: p.metrics.Sealed})
 	if err == nil {
 		p.later(p.sealer.Close)
 	}
@@ -169,7 +178,7 @@ func (p *plane) openKeeper(ctx context.Context) error {
 func (p *plane) openEngine(ctx context.Context) (err error) {
 	s := p.settings.Load()
 	p.engine, err = local.New(ctx, local.Options{
-		DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer},
+		DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
 		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,
 	})
 	return err
@@ -189,6 +198,7 @@ func (p *plane) api(end func()) server.Options {
 		Control: p.control, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
 		Settings: p.view, Reload: p.reload,
+		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
 				return err
@@ -214,10 +224,12 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 		_ = listener.Close()
 		return err
 	}
+	p.openTelling(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
 	group.Go(func() error { return p.reserve.run(ctx) })
 	group.Go(func() error { return p.history.run(ctx, p.ledger, p.log) })
+	group.Go(func() error { return p.notifier.Run(ctx) })
 	group.Go(func() error { return p.reloadOnSignal(ctx, again) })
 	group.Go(func() error { return p.remote.Run(ctx) })
 	group.Go(func() error { return boundLogs(ctx, p.log, logEvery, p.dir("kilnd.log"), p.dir("keep.log")) })

@@ -55,7 +55,7 @@ func (g given) settings(before *settings) (settings, kiln.Diagnostics, error) {
 	if len(s.data) > longest {
 		return s, nil, invalid("choose a shorter path with --data", "the data directory's path has %d bytes; sockets in it allow at most %d", len(s.data), longest)
 	}
-	return s, append(warnings, append(g.without(s.file), unserved(s.file)...)...), nil
+	return s, append(warnings, g.without(s.file)...), nil
 }
 
 // file is the path of the configuration; "" for none.
@@ -135,19 +135,6 @@ func (g given) without(f config.Config) kiln.Diagnostics {
 	return out
 }
 
-// unserved warns of what is read and checked, and done nothing with.
-func unserved(f config.Config) kiln.Diagnostics {
-	var out kiln.Diagnostics
-	warn := func(said bool, what string) {
-		if said {
-			out = append(out, kiln.Diagnostic{Severity: "warning", File: f.Path, Summary: "Not served", Detail: what})
-		}
-	}
-	warn(len(f.Notify) > 0, "notify was checked; this version sends no notifications.")
-	warn(len(f.Listen.Metrics) > 0, "listen.metrics was checked; this version serves no metrics.")
-	return out
-}
-
 // tell logs which file was read, or why none.
 func (s settings) tell(log *slog.Logger, warnings kiln.Diagnostics) {
 	if s.file.Path == "" {
@@ -183,11 +170,27 @@ func (s settings) changes(next settings) []string {
 	differ("storage.keep_events", s.keepEvents, next.keepEvents)
 	differ("storage.logs", s.logBytes, next.logBytes)
 	differ("log.level", s.level, next.level)
-	differ("notify", notifyNames(s.file.Notify), notifyNames(next.file.Notify))
+	differ("traces", orNowhere(place(s.file.Traces.Endpoint)), orNowhere(place(next.file.Traces.Endpoint)))
+	differ("notify", notifyTexts(s.file.Notify), notifyTexts(next.file.Notify))
 	return append(out, tokenChanges(s.file.Tokens, next.file.Tokens)...)
 }
 
 func orOwn(path string) string { return cmp.Or(path, "(own authority)") }
+
+func orNowhere(place string) string { return cmp.Or(place, "(nowhere)") }
+
+// notifyTexts say whom to notify of what.
+func notifyTexts(list []config.Notify) []string {
+	out := []string{}
+	for _, n := range list {
+		text := n.Name + " at " + place(n.URL) + " of " + strings.Join(n.Events, ", ")
+		if len(n.Environments) > 0 {
+			text += " in " + strings.Join(n.Environments, ", ")
+		}
+		out = append(out, text)
+	}
+	return out
+}
 
 func notifyNames(list []config.Notify) []string {
 	out := []string{}
@@ -244,6 +247,6 @@ func (s settings) view(addresses []string, fingerprint string) server.Settings {
 		HTTP: s.listen.HTTP, HTTPS: s.listen.HTTPS, Metrics: firstSaid(s.file.Listen.Metrics, []string{}),
 		API: server.APISettings{Listen: firstSaid(addresses, []string{}), Fingerprint: fingerprint}, Tokens: tokens,
 		StorageMax: s.storageMax, KeepEvents: s.keepEvents, LogBytes: s.logBytes, LogLevel: strings.ToLower(s.level.String()),
-		Notify: notifyNames(s.file.Notify),
+		Traces: place(s.file.Traces.Endpoint), Notify: notifyNames(s.file.Notify),
 	}
 }
