@@ -18,9 +18,13 @@ import (
 
 const (
 	cursorSuffix = ".json"
+	unfinished   = ".new"
 	// saveEvery is after how many events that a receiver did not ask for its
 	// cursor is written; they would be looked at again after a restart.
 	saveEvery = 1000
+	// saveOften is how often it is written while the receiver is told of many;
+	// those since then come again after a crash.
+	saveOften = time.Second
 	// kindSkipped says that events were passed over.
 	kindSkipped = "notify.skipped"
 )
@@ -36,10 +40,12 @@ type loop struct {
 	receiver Receiver
 	log      *slog.Logger
 
-	at    int64 // events up to it are done with
-	saved int64
-	lost  lost
-	down  bool // the last attempt failed
+	at      int64 // events up to it are done with
+	saved   int64
+	savedAt time.Time
+	told    bool // of something since it was saved
+	lost    lost
+	down    bool // the last attempt failed
 }
 
 // lost are events that were passed over and not told of yet.
@@ -58,6 +64,7 @@ func (l *loop) run(ctx context.Context) {
 			return
 		}
 	}
+	defer l.settle(ctx)
 	for ctx.Err() == nil {
 		more, err := l.page(ctx)
 		switch {
@@ -129,7 +136,15 @@ func (l *loop) page(ctx context.Context) (more bool, err error) {
 	}
 	o.Counter.NotifyBehind(l.receiver.Name, max(0, tip-l.at), 0)
 	l.confess(ctx)
+	l.settle(ctx)
 	return len(events) > 0, nil
+}
+
+// settle saves how far the receiver was told where that is news to it.
+func (l *loop) settle(ctx context.Context) {
+	if l.told {
+		l.save(ctx)
+	}
 }
 
 // wants says whether a receiver asked for an event.
@@ -162,8 +177,10 @@ func (l *loop) tell(ctx context.Context, e kiln.Event, tip *int64) bool {
 		n.options.Counter.Notified(l.receiver.Name, a.err)
 		l.tellState(ctx, e, a)
 		if a.err == nil {
-			l.at = e.Sequence
-			l.save(ctx)
+			l.at, l.told = e.Sequence, true
+			if n.now().Sub(l.savedAt) >= saveOften {
+				l.save(ctx)
+			}
 			return true
 		}
 		if a.refused() {
@@ -249,13 +266,13 @@ func (l *loop) save(ctx context.Context) {
 		l.log.ErrorContext(ctx, "how far the receiver was told was not saved", "error", err)
 		return
 	}
-	l.saved = l.at
+	l.saved, l.savedAt, l.told = l.at, l.notifier.now(), false
 }
 
 // writeDurable replaces a file so that after a power cut it is the old or the
 // new one.
 func writeDurable(name string, text []byte) error {
-	f, err := os.OpenFile(name+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(name+unfinished, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -263,7 +280,7 @@ func writeDurable(name string, text []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(name+".new", name); err != nil {
+	if err := os.Rename(name+unfinished, name); err != nil {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(name))

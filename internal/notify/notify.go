@@ -178,7 +178,8 @@ func (n *Notifier) retain(wanted []Receiver, loops map[string]*running) {
 		n.options.Log.Warn("old cursors stay", "error", err)
 	}
 	for _, f := range files {
-		if name, ok := strings.CutSuffix(f.Name(), cursorSuffix); !ok || !names[name] {
+		// One that is being written is of a receiver, too.
+		if name, ok := strings.CutSuffix(strings.TrimSuffix(f.Name(), unfinished), cursorSuffix); !ok || !names[name] {
 			_ = os.Remove(filepath.Join(n.options.Dir, f.Name()))
 		}
 	}
