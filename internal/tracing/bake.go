@@ -98,7 +98,7 @@ func (i *image) step(tracer trace.Tracer, p kiln.Progress) {
 func finish(span trace.Span, p kiln.Progress) {
 	span.SetAttributes(attribute.Bool("kiln.cached", p.Cached))
 	if p.Error != "" {
-		span.SetStatus(codes.Error, p.Error)
+		span.SetStatus(codes.Error, clip(p.Error))
 	}
 	span.End()
 }

@@ -3,6 +3,7 @@ package tracing
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.40.0"
@@ -54,5 +55,13 @@ func fail(span trace.Span, err error) {
 		code = shown.Code
 	}
 	span.SetAttributes(semconv.ErrorTypeKey.String(string(code)))
-	span.SetStatus(codes.Error, err.Error())
+	span.SetStatus(codes.Error, clip(err.Error()))
+}
+
+// clip bounds a text in the way that attributes are.
+func clip(text string) string {
+	if len(text) <= longest {
+		return text
+	}
+	return strings.ToValidUTF8(text[:longest], "") + "..."
 }

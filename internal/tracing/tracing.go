@@ -29,6 +29,8 @@ const (
 	// exportLimit bounds one attempt to hand spans to the collector, and the
 	// last one at the end.
 	exportLimit = 10 * time.Second
+	// longest bounds a text in a span, in bytes.
+	longest = 1024
 	endLimit    = 2 * time.Second
 )
 
@@ -51,6 +53,7 @@ type Tracer struct {
 	version string
 	count   func(result string, n int)
 	log     *slog.Logger
+	limit   time.Duration // of the wait for what is left at the end
 
 	mu      sync.Mutex // held while the settings change
 	current atomic.Pointer[provider]
@@ -66,7 +69,7 @@ type provider struct {
 // New returns a tracer that is off. Count is told how many spans were
 // "exported", "failed" and "dropped".
 func New(version string, count func(result string, n int), log *slog.Logger) *Tracer {
-	return &Tracer{version: version, count: count, log: log}
+	return &Tracer{version: version, count: count, log: log, limit: endLimit}
 }
 
 // Set sends what begins from now on to another collector, or nowhere. What
@@ -117,7 +120,7 @@ func (t *Tracer) open(ctx context.Context, s Settings) (*provider, error) {
 // limits bound what one span holds.
 func limits() sdk.SpanLimits {
 	return sdk.SpanLimits{
-		AttributeValueLengthLimit: 1024, AttributeCountLimit: 64, EventCountLimit: 128, LinkCountLimit: 16,
+		AttributeValueLengthLimit: longest, AttributeCountLimit: 64, EventCountLimit: 128, LinkCountLimit: 16,
 		AttributePerEventCountLimit: 16, AttributePerLinkCountLimit: 16,
 	}
 }
@@ -128,7 +131,7 @@ func (t *Tracer) end(p *provider) {
 		return
 	}
 	t.ending.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), endLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), t.limit)
 		defer cancel()
 		if err := p.sdk.Shutdown(ctx); err != nil {
 			t.log.Debug("the last spans were not exported", "error", err)
