@@ -160,13 +160,15 @@ func (c *Client) Events(ctx context.Context, query control.EventQuery, each func
 		refused = each(*f.Event)
 		return refused
 	}
-	for {
+	for first := true; ; first = false {
 		values := url.Values{
 			"environment": {query.Environment}, "follow": {strconv.FormatBool(query.Follow)},
 			"after": {strconv.FormatInt(query.After, 10)}, "last": {strconv.Itoa(query.Last)},
 		}
 		err := c.follow(ctx, "events", values, take)
-		if !query.Follow || ctx.Err() != nil || refused != nil || err != nil && !errors.Is(err, errBroken) {
+		// One that was there may be away for a moment more.
+		away := errors.Is(err, errBroken) || !first && errors.Is(err, &kiln.Error{Code: kiln.CodeUnavailable})
+		if !query.Follow || ctx.Err() != nil || refused != nil || err != nil && !away {
 			return err
 		}
 		if err := c.awaitBack(ctx); err != nil {
@@ -176,8 +178,11 @@ func (c *Client) Events(ctx context.Context, query control.EventQuery, each func
 }
 
 const (
-	backLimit = 30 * time.Second // how long a control plane that went away is waited for
+	backLimit = 2 * time.Minute // how long a control plane that went away is waited for
 	backEvery = 100 * time.Millisecond
+	// silence is how long a stream that follows may have nothing at all: a
+	// server says every aliveEvery that it is there.
+	silence = 4 * aliveEvery
 )
 
 // awaitBack returns once a control plane answers again.
@@ -249,12 +254,32 @@ func operate[T any](ctx context.Context, c *Client, path string, request any, pr
 }
 
 func (c *Client) follow(ctx context.Context, path string, query url.Values, each func(Frame) error) error {
-	response, err := c.send(ctx, http.MethodGet, path, query, "", nil) //nolint:bodyclose // frames closes it
+	within, cancel := context.WithCancel(ctx)
+	defer cancel()
+	response, err := c.send(within, http.MethodGet, path, query, "", nil) //nolint:bodyclose // frames closes it
 	if err != nil {
 		return err
 	}
+	timer := time.AfterFunc(silence, cancel)
+	defer timer.Stop()
+	response.Body = heard{response.Body, timer}
 	_, err = c.frames(ctx, response, each)
 	return err
+}
+
+// heard is a stream whose timer begins anew whenever something comes: a
+// connection that a network forgot has no end.
+type heard struct {
+	io.ReadCloser
+	timer *time.Timer
+}
+
+func (h heard) Read(p []byte) (int, error) {
+	n, err := h.ReadCloser.Read(p)
+	if n > 0 {
+		h.timer.Reset(silence)
+	}
+	return n, err
 }
 
 // errBroken is in the error of a stream that ended without a result.

@@ -30,8 +30,8 @@ const (
 	// last one at the end.
 	exportLimit = 10 * time.Second
 	// longest bounds a text in a span, in bytes.
-	longest = 1024
-	endLimit    = 2 * time.Second
+	longest  = 1024
+	endLimit = 2 * time.Second
 )
 
 // Settings say where traces go.
