@@ -151,6 +151,7 @@ type bench struct {
 	// ledgerAs and engineAs stand before ledger and engine when set.
 	ledgerAs Ledger
 	engineAs kiln.Engine
+	observer Observer
 	stop     context.CancelFunc
 	ended    chan error
 }
@@ -184,7 +185,7 @@ func (b *bench) start() {
 	}
 	b.Control = New(Options{
 		Ledger: l, Store: store{}, Baker: b.baker, Engine: e, Loader: loader{},
-		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults,
+		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults, Observer: b.observer,
 		Storage: b.storage, StorageMax: 80,
 	})
 	ctx, stop := context.WithCancel(b.t.Context())
