@@ -59,6 +59,9 @@ func forbidden(f file, imported string) string {
 		return "only tests use the fakes"
 	case f.test:
 		return "" // a test may put together what the program does not
+	case strings.HasPrefix(imported, "github.com/prometheus/") && f.pkg != "metrics",
+		strings.HasPrefix(imported, "go.opentelemetry.io/") && f.pkg != "tracing":
+		return "kilnd alone measures and traces: one package knows each library, and kiln and the gateway stay small"
 	case !strings.Contains(f.path, "/"):
 		return rootImports(imported)
 	case slices.Contains(pure(), f.pkg):
@@ -217,7 +220,12 @@ func TestRulesBite(t *testing.T) {
 		{file{path: "internal/server/a.go", pkg: "server"}, own("control"), false},
 		{file{path: "internal/server/a.go", pkg: "server"}, own("ledger"), true},
 		{file{path: "internal/cli/a.go", pkg: "cli"}, own("bake"), true},
+		{file{path: "internal/control/a.go", pkg: "control"}, "go.opentelemetry.io/otel/trace", true},
+		{file{path: "internal/tracing/a.go", pkg: "tracing"}, "go.opentelemetry.io/otel/trace", false},
+		{file{path: "internal/server/a.go", pkg: "server"}, "github.com/prometheus/client_golang/prometheus", true},
+		{file{path: "internal/metrics/a.go", pkg: "metrics"}, "github.com/prometheus/client_golang/prometheus", false},
 		{file{path: "cmd/kiln/main.go"}, own("bake"), true},
+		{file{path: "cmd/kiln/main.go"}, own("metrics"), true},
 		{file{path: "cmd/kiln/main.go"}, own("gateway"), false},
 		{file{path: "cmd/kilnd/main.go"}, own("bake"), false},
 	} {
