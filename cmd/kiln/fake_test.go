@@ -35,6 +35,16 @@ func fakeDaemon() {
 	log := slog.New(slog.DiscardHandler)
 	handler := server.New(server.Options{
 		Control: fake{}, Store: sink{}, Log: log, Version: server.Version{Version: "dev", PID: os.Getpid()},
+		NotifyTest: func(_ context.Context, name, _ string) ([]server.NotifyResult, error) {
+			all := []server.NotifyResult{{Name: "ops", URL: "https://ops.test", Status: 204, Took: time.Millisecond}, {Name: "chat", URL: "https://chat.test", Error: "no \x1b[2Janswer"}}
+			switch name {
+			case "ops":
+				return all[:1], nil
+			case "":
+				return all, nil
+			}
+			return nil, kiln.Errorf(kiln.CodeNotFound, "kiln config show lists them", "the configuration has no notify %q", name)
+		},
 		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
 	})
 	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/net/netutil"
 
 	"github.com/kilnproject/kiln"
 )
@@ -50,6 +51,9 @@ func (w within) Gather() ([]*dto.MetricFamily, error) {
 	}
 	return slices.DeleteFunc(all, func(f *dto.MetricFamily) bool { return len(f.GetMetric()) == 0 }), err
 }
+
+// connections bounds those of one listener that are open at once.
+const connections = 64
 
 // Listeners serve metrics without a login, on addresses that can change.
 type Listeners struct {
@@ -123,7 +127,7 @@ func (l *Listeners) serve(address string, listener net.Listener) {
 	}
 	l.open[address] = server
 	l.work.Go(func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(netutil.LimitListener(listener, connections)); !errors.Is(err, http.ErrServerClosed) {
 			l.log.Error("metrics are not served any more", "address", address, "error", err)
 		}
 	})

@@ -31,7 +31,7 @@ const (
 	exportLimit = 10 * time.Second
 	// longest bounds a text in a span, in bytes.
 	longest  = 1024
-	endLimit = 2 * time.Second
+	endLimit = time.Second
 )
 
 // Settings say where traces go.
@@ -139,7 +139,7 @@ func (t *Tracer) end(p *provider) {
 	})
 }
 
-// Close sends what waits, for two seconds at most.
+// Close sends what waits, for a second at most.
 func (t *Tracer) Close() error {
 	t.mu.Lock()
 	t.end(t.current.Swap(nil))
