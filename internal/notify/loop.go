@@ -149,7 +149,7 @@ func (l *loop) settle(ctx context.Context) {
 
 // wants says whether a receiver asked for an event.
 func (r Receiver) wants(e kiln.Event) bool {
-	if len(r.Environments) > 0 && (e.Environment == "" || !r.Environments.Covers(e.Environment)) {
+	if !r.Environments.Covers(e.Environment) {
 		return false
 	}
 	for _, pattern := range r.Events {

@@ -509,6 +509,25 @@ func TestReceiversChangeWhileItRuns(t *testing.T) {
 	})
 }
 
+// TestCursorsOfOthersGo: and one that is being written does not.
+func TestCursorsOfOthersGo(t *testing.T) {
+	w := newWorld(t)
+	if err := os.MkdirAll(w.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"ops.json", "ops.json.new", "gone.json", "gone.json.new", "other"} {
+		if err := os.WriteFile(filepath.Join(w.dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.notifier().retain([]Receiver{ops()}, nil)
+	left, err := filepath.Glob(filepath.Join(w.dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.same([]string{filepath.Join(w.dir, "ops.json"), filepath.Join(w.dir, "ops.json.new")}, left)
+}
+
 func TestTest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
