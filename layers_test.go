@@ -27,7 +27,7 @@ func pure() []string { return []string{"plan", "rollout", "analysis"} }
 
 // shared are small packages without processes or I/O policies of their own,
 // that any adapter may import.
-func shared() []string { return []string{"logs", "handoff", "hclfile"} }
+func shared() []string { return []string{"logs", "handoff", "hclfile", "confine"} }
 
 // file is what the rules look at.
 type file struct {
@@ -78,7 +78,7 @@ func forbidden(f file, imported string) string {
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine, not at Kiln", "doctor")
 	case strings.HasPrefix(f.path, "cmd/kiln/"):
-		return only(own, "what must be small and quick carries nothing of the control plane", "cli", "gateway", "keep")
+		return only(own, "what must be small and quick carries nothing of the control plane but what it does without privileges", "cli", "gateway", "keep", "seal", "confine")
 	}
 	return ""
 }

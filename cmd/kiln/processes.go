@@ -12,8 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gateway"
 	"github.com/kilnproject/kiln/internal/keep"
+	"github.com/kilnproject/kiln/internal/seal"
 )
 
 // gatewayUser is who the gateway is where there is such a user, and otherwise
@@ -26,7 +29,7 @@ const (
 
 // processes are the commands that Kiln starts itself with.
 func processes() []*cobra.Command {
-	return []*cobra.Command{keepCommand(), gatewayCommand(), launchCommand()}
+	return []*cobra.Command{keepCommand(), gatewayCommand(), launchCommand(), workCommand()}
 }
 
 func keepCommand() *cobra.Command {
@@ -84,6 +87,22 @@ func launchCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "launch UID GID COMMAND...", Hidden: true, DisableFlagParsing: true, Short: "Start a program without privileges; the keeper uses it",
 		RunE: func(_ *cobra.Command, args []string) error { return keep.Launch(args) },
+	}
+}
+
+// workCommand does what the control plane leaves to a process without
+// privileges.
+func workCommand() *cobra.Command {
+	tasks := map[string]confine.Task{seal.Task: seal.Work}
+	return &cobra.Command{
+		Use: "work TASK", Hidden: true, Short: "Do one task on open files; kilnd starts it", Args: cobra.ExactArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			do, ok := tasks[args[0]]
+			if !ok {
+				return kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args[0])
+			}
+			return confine.Serve(command.Context(), do)
+		},
 	}
 }
 

@@ -154,7 +154,11 @@ func (p *plane) openStore(context.Context) (err error) {
 }
 
 func (p *plane) openSeals(context.Context) (err error) {
-	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Sealed: p.metrics.Sealed})
+	worker, err := workers()
+	if err != nil {
+		return err
+	}
+	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Worker: worker, Sealed: p.metrics.Sealed})
 	if err == nil {
 		p.later(p.sealer.Close)
 	}

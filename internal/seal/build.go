@@ -1,8 +1,8 @@
 package seal
 
 import (
-	"archive/tar"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,13 +14,12 @@ import (
 
 // built is what build learned on the way.
 type built struct {
-	config  ocispec.ImageConfig
-	added   []string // mount points that the image had not
-	dropped drops
+	config ocispec.ImageConfig
+	outcome
 }
 
 // build flattens an image and writes it to an empty file. Temporary contents
-// go to the folder dir. Nothing else is touched.
+// go to the folder of the seals. Nothing else is touched.
 func build(ctx context.Context, opt Options, manifest kiln.Digest, points []string, out *os.File) (built, error) {
 	m, err := opt.Store.Manifest(ctx, manifest)
 	if err != nil {
@@ -30,97 +29,52 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 	if err != nil {
 		return built{}, err
 	}
-	if len(m.Layers) != len(config.RootFS.DiffIDs) {
+	if len(m.Layers) != len(config.RootFS.DiffIDs) || len(m.Layers) > maxLayers {
 		return built{}, kiln.Errorf(kiln.CodeInvalid, "bake the image again",
-			"the image has %d layers and its config names %d", len(m.Layers), len(config.RootFS.DiffIDs))
+			"the image has %d layers and its config names %d; %d are the most", len(m.Layers), len(config.RootFS.DiffIDs), maxLayers)
+	}
+	layers, err := openLayers(ctx, opt, m, config)
+	defer layers.close()
+	if err != nil {
+		return built{}, err
 	}
 	s, err := newSpool(opt.Dir)
 	if err != nil {
 		return built{}, err
 	}
-	defer func() { _ = s.close() }() // it has no name and is only read by now
-	f := newFlattener(s, opt.Limits)
-	defer f.close()
-	unpacked := opt.Limits.Bytes + slack
-	for i, desc := range m.Layers {
-		n, err := f.blob(ctx, opt, desc, kiln.Digest(config.RootFS.DiffIDs[i]), unpacked)
-		if err != nil {
-			return built{}, err
-		}
-		unpacked -= n
+	defer func() { _ = s.Close() }() // it has no name and is only read by now
+	j := job{Points: points, Limits: opt.Limits}
+	files := []*os.File{out, s}
+	for _, l := range layers {
+		j.Layers = append(j.Layers, l.layerInfo)
+		files = append(files, l.file)
 	}
-	b := built{config: config.Config, dropped: f.dropped}
-	for _, p := range points {
-		added, err := addPoint(f.root, p)
-		if err != nil {
-			return built{}, err
-		}
-		if added {
-			b.added = append(b.added, p)
-		}
-	}
-	if err := errors.Join(s.finish(), writeImage(ctx, out, f.root)); err != nil {
-		if known := roomOrContext(err); known != nil {
-			return built{}, known
-		}
-		return built{}, err
-	}
-	return b, f.sound(ctx, opt.Store)
+	b := built{config: config.Config}
+	b.outcome, err = opt.flatten(ctx, j, files)
+	return b, layers.sound(ctx, opt.Store, b.Damaged, err)
 }
 
-// blob reads one layer's blob and returns the bytes of its tar. It is verified
-// here, but for a plain one that is sound so far: that is verified by sound.
-func (f *flattener) blob(ctx context.Context, opt Options, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (int64, error) {
-	s, err := openLayer(ctx, opt.Store, opt.known, desc, diffID, limit)
-	if err != nil {
-		return 0, err
+// flatten does a job in a process of its own or, without a program for that,
+// in this one.
+func (opt Options) flatten(ctx context.Context, j job, files []*os.File) (outcome, error) {
+	if len(opt.Worker) == 0 {
+		return j.do(ctx, files)
 	}
-	f.opened = append(f.opened, s)
-	a := &layerTar{Reader: tar.NewReader(s.tar), read: s.tar.count}
-	if s.plain {
-		a.plain = s.file
-	}
-	err = f.layerAt(ctx, kiln.Digest(desc.Digest), a)
-	switch {
-	case err != nil && !s.plain:
-	case err != nil:
-		if damaged := s.sound(ctx, opt.Store); errors.Is(damaged, errDamagedLayer) {
-			err = damaged // which says more
-		}
-	case !s.plain:
-		err = s.sound(ctx, opt.Store)
-	}
-	return s.tar.count(), err
+	var o outcome
+	err := opt.Worker.Call(ctx, Task, j, &o, files...)
+	return o, err
 }
 
-// sound verifies a layer. The store removes a damaged one, so that the next
-// bake finds it missing.
-func (s *layerStream) sound(ctx context.Context, store Store) error {
-	err := s.verify(ctx)
-	if errors.Is(err, errDamagedLayer) {
-		err = errors.Join(err, store.Verify(ctx, kiln.Digest(s.desc.Digest)))
+// Work does a Task for a Sealer, in the process of a worker.
+func Work(ctx context.Context, request json.RawMessage, files []*os.File) (any, error) {
+	var j job
+	if err := json.Unmarshal(request, &j); err != nil {
+		return nil, fmt.Errorf("read the job: %w", err)
 	}
-	return err
-}
-
-// sound verifies the plain layers.
-func (f *flattener) sound(ctx context.Context, store Store) error {
-	for _, s := range f.opened {
-		if !s.plain {
-			continue
-		}
-		if err := s.sound(ctx, store); err != nil {
-			return err
-		}
+	if len(files) != len(j.Layers)+2 {
+		return nil, errors.New("the job has not the files that it needs")
 	}
-	return nil
-}
-
-// close closes the layers, once no content of them is needed any more.
-func (f *flattener) close() {
-	for _, s := range f.opened {
-		s.close()
-	}
+	return j.do(ctx, files)
 }
 
 // seal builds an image's file under a temporary name and gives it its own.
@@ -140,5 +94,5 @@ func (s *Sealer) seal(ctx context.Context, key Key, manifest kiln.Digest, points
 	if err := os.Rename(temp.Name(), s.imagePath(key)); err != nil {
 		return record{}, fmt.Errorf("seal: %w", err)
 	}
-	return record{Format: formatVersion, Image: manifest, Points: points, Config: b.config, Added: b.added, Dropped: b.dropped}, nil
+	return record{Format: formatVersion, Image: manifest, Points: points, Config: b.config, Added: b.Added, Dropped: b.Dropped}, nil
 }

@@ -172,18 +172,18 @@ func layer(t testing.TB, entries ...entry) []byte {
 // flatten reads layers into a tree whose contents are in the spool.
 func flatten(t testing.TB, limits Limits, layers ...[]byte) (*flattener, error) {
 	t.Helper()
-	s, err := newSpool(t.TempDir())
+	unnamed, err := newSpool(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.close() })
-	f := newFlattener(s, limits)
+	t.Cleanup(func() { _ = unnamed.Close() })
+	f := newFlattener(openSpool(unnamed), limits)
 	for _, l := range layers {
 		if err := f.layer(t.Context(), kiln.DigestOf(l), bytes.NewReader(l)); err != nil {
 			return f, err
 		}
 	}
-	return f, s.finish()
+	return f, f.spool.finish()
 }
 
 // needRoot skips a test that mounts.

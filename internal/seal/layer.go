@@ -70,7 +70,6 @@ type flattener struct {
 	left  Limits
 	// dropped are the entries that were made harmless by leaving them out.
 	dropped drops
-	opened  []*layerStream // of build, until the image is written
 }
 
 // drops counts what was left out and remembers the first few.

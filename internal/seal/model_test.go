@@ -117,12 +117,12 @@ func layerGen(id int) *rapid.Generator[[]entry] {
 
 func TestWhiteoutsAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		s, err := newSpool(t.TempDir())
+		unnamed, err := newSpool(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = s.close() }()
-		f, want := newFlattener(s, DefaultLimits()), model{}
+		defer func() { _ = unnamed.Close() }()
+		f, want := newFlattener(openSpool(unnamed), DefaultLimits()), model{}
 		for i := range rapid.IntRange(1, 4).Draw(rt, "layers") {
 			entries := layerGen(i).Draw(rt, "layer")
 			fits := want.apply(entries)
@@ -134,7 +134,7 @@ func TestWhiteoutsAgainstAModel(t *testing.T) {
 				rt.Fatal(err)
 			}
 		}
-		if err := s.finish(); err != nil {
+		if err := f.spool.finish(); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, contents(t, f)); diff != "" {

@@ -7,7 +7,9 @@
 // that services need are added, and the tree is written as one file. The same
 // image and mount points give the same bytes, whenever and wherever.
 //
-// Layers come from strangers. Every path is resolved inside the tree, which
+// Layers come from strangers. They are read by a process of its own that has
+// no privileges and nothing but the open files (Work, package confine; process
+// by process in docs/security.md). Every path is resolved inside the tree, which
 // is held in memory and never on a disk; contents go to a file without a name;
 // numbers and sizes are bounded before they are believed. What is refused is
 // named with its layer and entry. Made harmless and recorded, not refused, are
@@ -34,6 +36,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 )
 
 // formatVersion is part of every key: a change of what is sealed for the same
@@ -63,6 +66,9 @@ type Options struct {
 	// Sealed is told of every root file system that was sealed, or was not; nil
 	// tells nobody.
 	Sealed func(took time.Duration, err error)
+	// Worker does a Task, so that what reads layers has no privileges. Without
+	// it this process reads them.
+	Worker confine.Program
 
 	known *knownLayers
 }

@@ -16,7 +16,7 @@ import (
 
 func newSealer(t testing.TB, dir string, store Store) *Sealer {
 	t.Helper()
-	s, err := New(Options{Dir: filepath.Join(dir, "seal"), MountDir: filepath.Join(dir, "mounts"), Store: store})
+	s, err := New(Options{Dir: filepath.Join(dir, "seal"), MountDir: filepath.Join(dir, "mounts"), Store: store, Worker: worker(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,8 @@ type spool struct {
 	end  int64
 }
 
-// newSpool makes a spool in a folder, which must be on a disk.
-func newSpool(dir string) (*spool, error) {
+// newSpool makes the file of a spool in a folder, which must be on a disk.
+func newSpool(dir string) (*os.File, error) {
 	f, err := os.CreateTemp(dir, ".spool-*")
 	if err != nil {
 		return nil, fmt.Errorf("make spool: %w", err)
@@ -30,8 +30,11 @@ func newSpool(dir string) (*spool, error) {
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(fmt.Errorf("make spool: %w", err), f.Close())
 	}
-	return &spool{file: f, out: newSparseWriter(f)}, nil
+	return f, nil
 }
+
+// openSpool begins a spool in an empty file.
+func openSpool(f *os.File) *spool { return &spool{file: f, out: newSparseWriter(f)} }
 
 // add copies exactly size bytes and returns where they begin.
 func (s *spool) add(ctx context.Context, r io.Reader, size int64) (int64, error) {
@@ -51,8 +54,6 @@ func (s *spool) finish() error {
 	}
 	return s.file.Truncate(s.end)
 }
-
-func (s *spool) close() error { return s.file.Close() }
 
 // contextReader ends with its context.
 type contextReader struct {

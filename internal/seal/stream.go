@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -26,46 +25,55 @@ const slack = 4 << 30
 // errDamagedLayer is a blob that has not the digest of its name.
 var errDamagedLayer = errors.New("the blob is damaged")
 
-// layerStream reads one layer's tar and verifies, at its end, that the blob
-// has the digest of the manifest and the tar that of the config.
-type layerStream struct {
-	desc   ocispec.Descriptor
-	diffID kiln.Digest
-	plain  bool // the blob is the tar
+// layerInfo is one layer as its image describes it.
+type layerInfo struct {
+	Digest    kiln.Digest `json:"digest"` // of the blob
+	Size      int64       `json:"size"`   // of the blob, in bytes
+	MediaType string      `json:"media_type"`
+	DiffID    kiln.Digest `json:"diff_id"` // of the tar
+}
 
-	file     *os.File
-	packed   hash.Hash      // over the blob, where it is not the tar
+// plain tells a blob that is the tar itself. Its contents are skipped when the
+// tar is read and copied from the file later, so it is hashed beside that, not
+// on the way.
+func (l layerInfo) plain() bool { return compression(l.MediaType) == "none" }
+
+// compare holds the digests of blob and tar against those that they must have.
+func (l layerInfo) compare(blob, tar kiln.Digest) error {
+	if blob != l.Digest {
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s: %w: its content has the digest %s", l.Digest, errDamagedLayer, blob)
+	}
+	if tar != l.DiffID {
+		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s unpacks to %s, and the image's config says %s", l.Digest, tar, l.DiffID)
+	}
+	return nil
+}
+
+// layerStream reads one layer's tar and verifies, at its end, that the blob
+// has the digest of the manifest and the tar that of the config, unless the
+// blob is the tar.
+type layerStream struct {
+	layerInfo
+
+	packed   hash.Hash      // over the blob
 	raw      io.Reader      // the blob, hashed
-	unpacked hash.Hash      // over the tar, where it is not the blob
-	tar      *boundedReader // the tar, hashed where it is not the blob, and bounded
-	sum      *plainSum      // of the blob, where it is the tar
+	unpacked hash.Hash      // over the tar
+	tar      *boundedReader // the tar, hashed and bounded
 	stop     func()
 }
 
-func openLayer(ctx context.Context, store Store, known *knownLayers, desc ocispec.Descriptor, diffID kiln.Digest, limit int64) (*layerStream, error) {
-	f, err := store.Open(kiln.Digest(desc.Digest))
-	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
-	}
-	if info, err := f.Stat(); err != nil || info.Size() != desc.Size {
-		return nil, errors.Join(kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s is damaged: it has not the %d bytes of the manifest", desc.Digest, desc.Size), err, f.Close())
-	}
-	s := &layerStream{
-		desc: desc, diffID: diffID, plain: compression(desc.MediaType) == "none",
-		file: f, packed: sha256.New(), unpacked: sha256.New(), stop: func() {},
-	}
-	if s.plain {
-		// Contents are skipped here and copied from the file later, so the
-		// digest is taken beside that, not on the way.
-		s.tar = &boundedReader{r: io.NewSectionReader(f, 0, desc.Size), limit: limit}
-		s.sum = known.sum(ctx, f, kiln.Digest(desc.Digest))
+// openStream reads a blob from its start, by position.
+func openStream(l layerInfo, file io.ReaderAt, limit int64) (*layerStream, error) {
+	blob := io.NewSectionReader(file, 0, l.Size)
+	s := &layerStream{layerInfo: l, packed: sha256.New(), unpacked: sha256.New(), stop: func() {}}
+	if l.plain() {
+		s.tar = &boundedReader{r: blob, limit: limit}
 		return s, nil
 	}
-	s.raw = io.TeeReader(f, s.packed)
+	s.raw = io.TeeReader(blob, s.packed)
 	inflated, err := s.inflate(bufio.NewReaderSize(s.raw, 256<<10))
 	if err != nil {
-		s.close()
-		return nil, kiln.Errorf(kiln.CodeInvalid, "bake the image again from a source that you trust", "layer %s: %w", desc.Digest, err)
+		return nil, kiln.Errorf(kiln.CodeInvalid, "bake the image again from a source that you trust", "layer %s: %w", l.Digest, err)
 	}
 	ahead := readAhead(inflated)
 	stop := s.stop
@@ -76,7 +84,7 @@ func openLayer(ctx context.Context, store Store, known *knownLayers, desc ocispe
 
 // inflate chooses by media type, never by content.
 func (s *layerStream) inflate(r io.Reader) (io.Reader, error) {
-	switch compression(s.desc.MediaType) {
+	switch compression(s.MediaType) {
 	case "gzip":
 		z, err := gzip.NewReader(r)
 		if err != nil {
@@ -91,7 +99,7 @@ func (s *layerStream) inflate(r io.Reader) (io.Reader, error) {
 		s.stop = z.Close
 		return z, nil
 	default:
-		return nil, fmt.Errorf("media type %q is not that of a layer", s.desc.MediaType)
+		return nil, fmt.Errorf("media type %q is not that of a layer", s.MediaType)
 	}
 }
 
@@ -119,42 +127,18 @@ func compression(mediaType string) string {
 
 // verify reads what tar readers leave unread and compares both digests.
 func (s *layerStream) verify(ctx context.Context) error {
-	if s.plain {
-		blob, err := s.sum.wait(ctx)
-		if err != nil {
-			return refuse(kiln.Digest(s.desc.Digest), "(end)", err)
-		}
-		return s.compare(blob, blob)
-	}
 	buf := make([]byte, 256<<10)
 	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, &contextReader{ctx, s.tar}, buf)
 	if err == nil { // what the unpacker did not need; it is idle now
 		_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, &contextReader{ctx, s.raw}, buf)
 	}
 	if err != nil {
-		return refuse(kiln.Digest(s.desc.Digest), "(end)", err)
+		return refuse(s.Digest, "(end)", err)
 	}
 	return s.compare(digestOf(s.packed), digestOf(s.unpacked))
 }
 
-// compare holds the digests of blob and tar against those that they must have.
-func (s *layerStream) compare(blob, tar kiln.Digest) error {
-	if blob != kiln.Digest(s.desc.Digest) {
-		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s: %w: its content has the digest %s", s.desc.Digest, errDamagedLayer, blob)
-	}
-	if tar != s.diffID {
-		return kiln.Errorf(kiln.CodeInvalid, "bake the image again", "layer %s unpacks to %s, and the image's config says %s", s.desc.Digest, tar, s.diffID)
-	}
-	return nil
-}
-
-func (s *layerStream) close() {
-	s.stop()
-	if s.sum != nil {
-		s.sum.stop()
-	}
-	_ = s.file.Close() // it was only read
-}
+func (s *layerStream) close() { s.stop() }
 
 // boundedReader counts, and refuses to read more than a number of bytes.
 type boundedReader struct {
