@@ -76,9 +76,19 @@ func gatewayCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "gateway", Hidden: true, Short: "Run the gateway in the working directory; the keeper starts it", Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
+			if err := confine.ToFolders(gatewayReads(), []string{"."}); err != nil {
+				return err
+			}
 			return gateway.Run(command.Context(), gateway.Options{Dir: ".", Log: logger()})
 		},
 	}
+}
+
+// gatewayReads are the folders that the gateway may read besides its own: for
+// names, authorities and time zones. Folders and not files, which others
+// replace by renaming.
+func gatewayReads() []string {
+	return []string{"/etc", "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/usr/share/zoneinfo", "/proc/sys/net"}
 }
 
 // launchCommand becomes another user and then another program. Nothing of what
