@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/bake/debian/strip"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gateway"
 	"github.com/kilnproject/kiln/internal/keep"
@@ -103,7 +104,7 @@ func launchCommand() *cobra.Command {
 // workCommand does what the control plane leaves to a process without
 // privileges.
 func workCommand() *cobra.Command {
-	tasks := map[string]confine.Task{seal.Task: seal.Work}
+	tasks := map[string]confine.Task{seal.Task: seal.Work, strip.Task: strip.Work}
 	return &cobra.Command{
 		Use: "work TASK", Hidden: true, Short: "Do one task on open files; kilnd starts it", Args: cobra.ExactArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {

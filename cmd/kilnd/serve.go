@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake"
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/control"
 	"github.com/kilnproject/kiln/internal/gateway"
 	"github.com/kilnproject/kiln/internal/keep"
@@ -79,6 +80,8 @@ type plane struct {
 	tracer    *tracing.Tracer
 	notifier  *notify.Notifier
 
+	workers confine.Program
+
 	reserve *reserve
 	ledger  *ledger.Ledger
 	store   *store.Store
@@ -97,6 +100,11 @@ type plane struct {
 // assemble makes the parts. What was made before an error is closed by close.
 func (p *plane) assemble(ctx context.Context) error {
 	s := p.settings.Load()
+	workers, err := workers()
+	if err != nil {
+		return err
+	}
+	p.workers = workers
 	for _, make := range []func(context.Context) error{
 		p.openMetrics, p.openLedger, p.restoreMetrics, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
 	} {
@@ -154,11 +162,7 @@ func (p *plane) openStore(context.Context) (err error) {
 }
 
 func (p *plane) openSeals(context.Context) (err error) {
-	worker, err := workers()
-	if err != nil {
-		return err
-	}
-	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Worker: worker, Sealed: p.metrics.Sealed})
+	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Worker: p.workers, Sealed: p.metrics.Sealed})
 	if err == nil {
 		p.later(p.sealer.Close)
 	}
@@ -189,7 +193,7 @@ func (p *plane) openEngine(ctx context.Context) (err error) {
 }
 
 func (p *plane) openBaker(ctx context.Context) (err error) {
-	p.baker, err = bake.New(ctx, bake.Options{Dir: p.dir("bake"), Store: p.store, Runtime: runtimeProgram(), Log: p.log})
+	p.baker, err = bake.New(ctx, bake.Options{Dir: p.dir("bake"), Store: p.store, Runtime: runtimeProgram(), Worker: p.workers, Log: p.log})
 	if err == nil {
 		p.later(p.baker.Close)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake/debian"
 	"github.com/kilnproject/kiln/internal/bake/registry"
+	"github.com/kilnproject/kiln/internal/confine"
 )
 
 // Epoch is the modification time of everything baked, in Unix seconds:
@@ -52,7 +53,9 @@ type Options struct {
 	// Parallel bounds the images baked at one time; the number of processors
 	// when zero.
 	Parallel int
-	Log      *slog.Logger // discards when nil
+	// Worker does the work of package strip in processes without privileges.
+	Worker confine.Program
+	Log    *slog.Logger // discards when nil
 }
 
 // Baker bakes images. Its methods may be called concurrently.
@@ -98,7 +101,7 @@ func New(ctx context.Context, o Options) (*Baker, error) {
 		opts:     o,
 		lock:     lock,
 		index:    index{dir: o.Dir, store: o.Store},
-		debian:   debian.New(debian.Options{Dir: filepath.Join(o.Dir, "debian"), Store: o.Store, Epoch: Epoch, Log: o.Log}),
+		debian:   debian.New(debian.Options{Dir: filepath.Join(o.Dir, "debian"), Store: o.Store, Epoch: Epoch, Worker: o.Worker, Log: o.Log}),
 		registry: registry.New(registry.Options{Store: o.Store}),
 	}
 	b.engine = newLazyEngine(o)

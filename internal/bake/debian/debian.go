@@ -24,6 +24,7 @@ import (
 	"strings"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 )
 
 // Store is where packages and images are.
@@ -47,6 +48,9 @@ type Options struct {
 	Keyring string
 	// Client downloads; one that honours the environment's proxies when nil.
 	Client *http.Client
+	// Worker does a strip.Task, so that what reads an installed root has no
+	// privileges. Without it this process reads it.
+	Worker confine.Program
 	Log    *slog.Logger
 }
 

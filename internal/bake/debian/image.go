@@ -8,17 +8,18 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/kilnproject/kiln"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/bake/debian/strip"
 )
 
 // mergedHook prepares a root whose /bin, /lib and /sbin are links into /usr.
@@ -62,25 +63,61 @@ func (b *Builder) repository(ctx context.Context, w *work, packages []kiln.Locke
 	if err := os.Mkdir(filepath.Join(w.dir, "repo"), 0o755); err != nil { //nolint:gosec // the sandbox reads it
 		return fmt.Errorf("lay out packages: %w", err)
 	}
-	var index bytes.Buffer
 	for _, p := range packages {
-		file := filepath.Join(w.dir, "repo", p.Digest.Hex()+".deb")
-		if err := b.copyBlob(p.Digest, file); err != nil {
+		if err := b.copyBlob(p.Digest, filepath.Join(w.dir, "repo", p.Digest.Hex()+".deb")); err != nil {
 			return fmt.Errorf("lay out package %s: %w", p.Name, err)
 		}
-		control, err := exec.CommandContext(ctx, "dpkg-deb", "--field", file).Output()
-		if err != nil {
-			return fmt.Errorf("read package %s: %w", p.Name, err)
-		}
-		all := stanzas(string(control))
+	}
+	controls, err := w.controls(ctx, packages)
+	if err != nil {
+		return err
+	}
+	var index bytes.Buffer
+	for i, p := range packages {
+		all := stanzas(controls[i])
 		if len(all) != 1 || all[0]["package"] != p.Name || all[0]["version"] != p.Version || all[0]["architecture"] != p.Architecture {
 			return kiln.Errorf(kiln.CodeInvalid, "Remove the image's entry from kiln.lock.",
 				"the lock's digest for %s %s is another package's", p.Name, p.Version)
 		}
 		fmt.Fprintf(&index, "%s\nFilename: ./%s.deb\nSize: %d\nSHA256: %s\n\n",
-			bytes.TrimSpace(control), p.Digest.Hex(), p.Size, p.Digest.Hex())
+			strings.TrimSpace(controls[i]), p.Digest.Hex(), p.Size, p.Digest.Hex())
 	}
 	return w.write("repo/Packages", index.String())
+}
+
+// maxControl bounds what a package says of itself, in bytes.
+const maxControl = 1 << 20
+
+// controls returns what each package says of itself. They are read by an
+// unprivileged process, and each text ends with a NUL.
+func (w *work) controls(ctx context.Context, packages []kiln.LockedPackage) ([]string, error) {
+	const script = `for f in "$@"; do dpkg-deb --field "$f" && printf '\000' || exit 1; done`
+	command := []string{"sh", "-c", script, "dpkg-deb"}
+	for _, p := range packages {
+		command = append(command, "repo/"+p.Digest.Hex()+".deb")
+	}
+	out := &bounded{left: maxControl * len(packages)}
+	if err := w.run(ctx, plainScript, nil, out, nil, command...); err != nil {
+		return nil, fmt.Errorf("read the packages: %w", err)
+	}
+	all := strings.Split(out.b.String(), "\x00")
+	if len(all) != len(packages)+1 {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "Remove the image's entry from kiln.lock.", "a package's description has a NUL or is too long")
+	}
+	return all[:len(packages)], nil
+}
+
+// bounded keeps what is written up to a number of bytes.
+type bounded struct {
+	b    bytes.Buffer
+	left int
+}
+
+func (w *bounded) Write(p []byte) (int, error) {
+	if w.left -= len(p); w.left < 0 {
+		return 0, errors.New("more than allowed")
+	}
+	return w.b.Write(p)
 }
 
 func (b *Builder) copyBlob(d kiln.Digest, to string) error {
@@ -106,24 +143,29 @@ func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln
 	if err := os.Chmod(filepath.Join(w.dir, "tmp"), 0o1777|os.ModeSticky); err != nil {
 		return "", 0, fmt.Errorf("install packages: %w", err)
 	}
-	tarR, tarW := io.Pipe()
-	layerR, layerW := io.Pipe()
+	tarR, tarW, err := os.Pipe()
+	if err != nil {
+		return "", 0, fmt.Errorf("install packages: %w", err)
+	}
+	layerR, layerW, err := os.Pipe()
+	if err != nil {
+		return "", 0, errors.Join(fmt.Errorf("install packages: %w", err), tarR.Close(), tarW.Close())
+	}
+	ctx, stop := context.WithCancel(ctx) // what one end cannot go on with, the others need not
+	defer stop()
 	filtered := make(chan error, 1)
 	go func() {
-		f := filter{epoch: time.Unix(b.opts.Epoch, 0).UTC(), keepApt: d.Apt, extra: aptSources(d, lock)}
-		err := f.copy(layerW, tarR)
-		_ = layerW.CloseWithError(err)
-		_ = tarR.CloseWithError(err)
-		filtered <- err
+		f := strip.Filter{Epoch: b.opts.Epoch, KeepApt: d.Apt, Extra: aptSources(d, lock)}
+		err := b.filter(ctx, f, tarR, layerW)
+		filtered <- errors.Join(err, tarR.Close(), layerW.Close())
 	}()
 	ran := make(chan error, 1)
 	go func() {
 		err := w.run(ctx, bootstrapScript, b.bootstrapEnv(lock.Packages), tarW, say, bootstrapCommand(w.arch, lock.Packages)...)
-		_ = tarW.CloseWithError(err)
-		ran <- err
+		ran <- errors.Join(err, tarW.Close())
 	}()
 	layer, size, putErr := b.opts.Store.Put(ctx, layerR, "")
-	_ = layerR.CloseWithError(putErr)
+	_ = layerR.Close() // whoever still writes is told
 	runErr, filterErr := <-ran, <-filtered
 	if runErr != nil {
 		return "", 0, runErr
@@ -132,6 +174,15 @@ func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln
 		return "", 0, fmt.Errorf("keep the installed packages: %w", err)
 	}
 	return layer, size, nil
+}
+
+// filter filters a root in a process of its own or, without a program for
+// that, in this one.
+func (b *Builder) filter(ctx context.Context, f strip.Filter, in, out *os.File) error {
+	if len(b.opts.Worker) == 0 {
+		return f.Copy(out, in)
+	}
+	return b.opts.Worker.Call(ctx, strip.Task, f, nil, in, out)
 }
 
 func (b *Builder) bootstrapEnv(packages []kiln.LockedPackage) []string {

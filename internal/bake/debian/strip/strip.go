@@ -1,31 +1,54 @@
-package debian
+// Package strip makes an image's layer of a Debian root as mmdebstrap leaves
+// it. It reads what packages wrote, so a process without privileges does it.
+package strip
 
 import (
 	"archive/tar"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
 	"time"
 )
 
-// filter turns the root that mmdebstrap made into the image's layer: nothing
-// of this machine or of this day, no devices, and for the runtime variant no
-// package tools, set-id bits or capabilities of files.
-type filter struct {
-	epoch   time.Time
-	keepApt bool
-	extra   map[string]string // files to add, by path
+// Task names this work as a worker's task.
+const Task = "strip"
+
+// Work does a Task in the process of a worker: the request is a Filter, and the
+// first file is copied to the second.
+func Work(_ context.Context, request json.RawMessage, files []*os.File) (any, error) {
+	var f Filter
+	if err := json.Unmarshal(request, &f); err != nil {
+		return nil, fmt.Errorf("read the task: %w", err)
+	}
+	if len(files) != 2 {
+		return nil, errors.New("the task has not the files that it needs")
+	}
+	return nil, f.Copy(files[1], files[0])
 }
+
+// Filter says what the layer has: nothing of this machine or of this day, no
+// devices, and for the runtime variant no package tools, set-id bits or
+// capabilities of files.
+type Filter struct {
+	Epoch   int64             `json:"epoch"`    // latest time of a file, in Unix seconds
+	KeepApt bool              `json:"keep_apt"` // not the runtime variant
+	Extra   map[string]string `json:"extra"`    // files to add, by path
+}
+
+func (f Filter) epoch() time.Time { return time.Unix(f.Epoch, 0).UTC() }
 
 const setID = 0o6000
 
-// copy filters a tar stream.
-func (f filter) copy(out io.Writer, in io.Reader) error {
+// Copy filters a tar stream.
+func (f Filter) Copy(out io.Writer, in io.Reader) error {
 	w := tar.NewWriter(out)
 	r := tar.NewReader(in)
 	for {
@@ -44,9 +67,9 @@ func (f filter) copy(out io.Writer, in io.Reader) error {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.extra)) {
-		content := f.extra[name]
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content)), ModTime: f.epoch, Format: tar.FormatPAX}
+	for _, name := range slices.Sorted(maps.Keys(f.Extra)) {
+		content := f.Extra[name]
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content)), ModTime: f.epoch(), Format: tar.FormatPAX}
 		if err := w.WriteHeader(h); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
@@ -60,7 +83,7 @@ func (f filter) copy(out io.Writer, in io.Reader) error {
 	return w.Close()
 }
 
-func (f filter) entry(w *tar.Writer, h *tar.Header, name string, content io.Reader) error {
+func (f Filter) entry(w *tar.Writer, h *tar.Header, name string, content io.Reader) error {
 	out := &tar.Header{
 		Typeflag: h.Typeflag,
 		Name:     name,
@@ -72,8 +95,8 @@ func (f filter) entry(w *tar.Writer, h *tar.Header, name string, content io.Read
 		ModTime:  h.ModTime,
 		Format:   tar.FormatPAX,
 	}
-	if out.ModTime.After(f.epoch) {
-		out.ModTime = f.epoch
+	if out.ModTime.After(f.epoch()) {
+		out.ModTime = f.epoch()
 	}
 	out.ModTime = out.ModTime.Truncate(time.Second)
 	if h.Typeflag == tar.TypeDir {
@@ -86,14 +109,14 @@ func (f filter) entry(w *tar.Writer, h *tar.Header, name string, content io.Read
 		out.Linkname = path.Clean("/" + h.Linkname)[1:]
 	}
 	for key, value := range h.PAXRecords {
-		if strings.HasPrefix(key, "SCHILY.xattr.") && (f.keepApt || key != "SCHILY.xattr.security.capability") {
+		if strings.HasPrefix(key, "SCHILY.xattr.") && (f.KeepApt || key != "SCHILY.xattr.security.capability") {
 			if out.PAXRecords == nil {
 				out.PAXRecords = map[string]string{}
 			}
 			out.PAXRecords[key] = value
 		}
 	}
-	if !f.keepApt && h.Typeflag != tar.TypeDir {
+	if !f.KeepApt && h.Typeflag != tar.TypeDir {
 		out.Mode &^= setID
 	}
 	if err := w.WriteHeader(out); err != nil {
@@ -104,7 +127,7 @@ func (f filter) entry(w *tar.Writer, h *tar.Header, name string, content io.Read
 }
 
 // leaveOut says whether an entry is not part of an image.
-func (f filter) leaveOut(name string, kind byte) bool {
+func (f Filter) leaveOut(name string, kind byte) bool {
 	if kind == tar.TypeChar || kind == tar.TypeBlock || kind == tar.TypeFifo {
 		return true
 	}
@@ -130,7 +153,7 @@ func (f filter) leaveOut(name string, kind byte) bool {
 	if strings.HasPrefix(name, "etc/apt/sources.list.d/") {
 		return true
 	}
-	return !f.keepApt && packageTool(name)
+	return !f.KeepApt && packageTool(name)
 }
 
 // packageTool says whether a file only serves to change what is installed.
