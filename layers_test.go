@@ -74,13 +74,15 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor")
+			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "install", "systemd")
 	case f.pkg == "doctor":
-		return only(own, "it looks at the machine, not at Kiln", "doctor")
+		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
+	case f.pkg == "install", f.pkg == "systemd":
+		return only(own, "it knows files and accounts, or systemd, and nothing else of Kiln", f.pkg)
 	case strings.HasPrefix(f.path, "cmd/kiln/") && imported == module+"/internal/bake/debian/strip":
 		return "" // small, and no more of baking than that
 	case strings.HasPrefix(f.path, "cmd/kiln/"):
-		return only(own, "what must be small and quick carries nothing of the control plane but what it does without privileges", "cli", "gateway", "keep", "seal", "confine")
+		return only(own, "what must be small and quick carries nothing of the control plane but what it does without privileges", "cli", "gateway", "keep", "seal", "confine", "install", "systemd")
 	}
 	return ""
 }
