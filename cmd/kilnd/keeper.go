@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/keep"
+	"github.com/kilnproject/kiln/internal/systemd"
 )
 
 const (
@@ -23,11 +24,18 @@ const (
 	keeperPoll  = 5 * time.Millisecond
 )
 
+// keeperUnit is the variable that names the keeper's unit, where systemd keeps
+// one: kilnd's own unit sets it.
+const keeperUnit = "KILN_KEEPER_UNIT"
+
 // keeper is the data directory's keeper: found, or started.
 type keeper struct {
 	data    string
 	program string // the kiln executable
-	log     *slog.Logger
+	// unit is what systemd starts in its place; empty for none. What kilnd
+	// started itself would be in kilnd's unit and end with it.
+	unit string
+	log  *slog.Logger
 }
 
 // dial returns a client of the keeper, which is started when it does not
@@ -41,15 +49,20 @@ func (k *keeper) dial(ctx context.Context) (*keep.Client, error) {
 	if !errors.Is(err, &kiln.Error{Code: kiln.CodeUnavailable}) {
 		return nil, err
 	}
-	exited, err := k.start()
+	exited, err := k.start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("start the keeper: %w", err)
 	}
 	return k.await(ctx, socket, exited)
 }
 
-// start runs "kiln keep" in a session of its own.
-func (k *keeper) start() (<-chan error, error) {
+// start has systemd start the keeper, or runs "kiln keep" in a session of its
+// own, whose end is sent then.
+func (k *keeper) start(ctx context.Context) (<-chan error, error) {
+	if k.unit != "" {
+		k.log.Info("keeper is started by systemd", "unit", k.unit)
+		return nil, systemd.Start(ctx, k.unit)
+	}
 	log, err := os.OpenFile(filepath.Join(k.data, "keep.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -92,10 +105,19 @@ func (k *keeper) await(ctx context.Context, socket string, exited <-chan error) 
 		case exit := <-exited:
 			return nil, kiln.Errorf(kiln.CodeUnavailable, "keep.log in the data directory says why", "the keeper ended at once: %v", exit)
 		case <-ctx.Done():
-			return nil, kiln.Errorf(kiln.CodeUnavailable, "keep.log in the data directory may say why", "the keeper does not answer: %w", err)
+			return nil, kiln.Errorf(kiln.CodeUnavailable, k.where(), "the keeper does not answer: %w", err)
 		case <-tick.C:
 		}
 	}
+}
+
+// where says what may tell why there is no keeper.
+func (k *keeper) where() string {
+	hint := "keep.log in the data directory may say why"
+	if k.unit != "" {
+		hint += ", and so may: systemctl status " + k.unit
+	}
+	return hint
 }
 
 // guard starts another keeper whenever the one that runs has died, until ctx

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnproject/kiln/internal/seal"
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/store"
+	"github.com/kilnproject/kiln/internal/systemd"
 	"github.com/kilnproject/kiln/internal/tracing"
 )
 
@@ -90,6 +91,7 @@ type plane struct {
 	ledger  *ledger.Ledger
 	store   *store.Store
 	sealer  *seal.Sealer
+	groups  groups
 	keeper  *keeper
 	keep    *keep.Client
 	gateway *gateway.Client
@@ -178,7 +180,7 @@ func (p *plane) openKeeper(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.keeper = &keeper{data: p.data, program: program, log: p.log}
+	p.keeper = &keeper{data: p.data, program: program, unit: os.Getenv(keeperUnit), log: p.log}
 	if p.keep, err = p.keeper.dial(ctx); err != nil {
 		return err
 	}
@@ -189,15 +191,18 @@ func (p *plane) openKeeper(ctx context.Context) error {
 
 func (p *plane) openEngine(ctx context.Context) (err error) {
 	s := p.settings.Load()
+	p.groups = openGroups(ctx, p.data, p.log)
 	p.engine, err = local.New(ctx, local.Options{
-		DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
+		DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
 		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,
 	})
 	return err
 }
 
 func (p *plane) openBaker(ctx context.Context) (err error) {
-	p.baker, err = bake.New(ctx, bake.Options{Dir: p.dir("bake"), Store: p.store, Runtime: runtimeProgram(), Worker: p.workers, Log: p.log})
+	p.baker, err = bake.New(ctx, bake.Options{
+		Dir: p.dir("bake"), Group: p.groups.bakes, Store: p.store, Runtime: runtimeProgram(), Worker: p.workers, Log: p.log,
+	})
 	if err == nil {
 		p.later(p.baker.Close)
 	}
@@ -248,5 +253,20 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 	group.Go(func() error { return p.engine.Serve(ctx) })
 	group.Go(func() error { return p.control.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx, listener, handler, answerGrace, p.log) })
+	group.Go(func() error { return p.live(ctx) })
 	return group.Wait()
+}
+
+// live tells systemd that the control plane has started, and then that it
+// lives for as long as it answers its own API.
+func (p *plane) live(ctx context.Context) error {
+	if err := systemd.Ready(); err != nil {
+		p.log.Warn("systemd was not told", "error", err)
+	}
+	client := server.NewClient(p.dir(server.SocketName), version)
+	alive := func(ctx context.Context) error {
+		_, err := client.Version(ctx)
+		return err
+	}
+	return systemd.Watch(ctx, alive, func(err error) { p.log.Error("the control plane does not answer itself", "error", err) })
 }

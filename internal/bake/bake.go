@@ -47,6 +47,9 @@ type Options struct {
 	// Idle is how long BuildKit stays started after its last bake; 2 minutes
 	// when zero.
 	Idle time.Duration
+	// Group is the control group that every RUN is below, a path under the
+	// root of each hierarchy; one named after Dir when empty.
+	Group string
 	// AllowPrivate are private ranges that a RUN and an ADD may reach, such
 	// as those of a package mirror.
 	AllowPrivate []netip.Prefix

@@ -34,8 +34,14 @@ func newLazyEngine(o Options) *lazyEngine {
 	return &lazyEngine{opts: o, tag: kiln.DigestOf([]byte(o.Dir)).Hex()[:6]}
 }
 
-func (l *lazyEngine) root() string   { return filepath.Join(l.opts.Dir, "buildkit") }
-func (l *lazyEngine) cgroup() string { return "/kiln-bake-" + l.tag }
+func (l *lazyEngine) root() string { return filepath.Join(l.opts.Dir, "buildkit") }
+
+func (l *lazyEngine) cgroup() string {
+	if l.opts.Group != "" {
+		return l.opts.Group
+	}
+	return "/kiln-bake-" + l.tag
+}
 
 // acquire returns the running engine, starting it if need be. It stays up
 // until release was called.

@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,13 +87,16 @@ type Listen struct {
 	HTTPS []string
 }
 
-// Options is what an engine needs. RunDir, LogBytes and Parallel have
+// Options is what an engine needs. RunDir, Group, LogBytes and Parallel have
 // defaults.
 type Options struct {
 	DataDir string // absolute
 	// RunDir holds translated mounts; other users may pass through it but not
 	// list it. Empty means /run/kiln/<tag>.
-	RunDir  string
+	RunDir string
+	// Group is the control group that the instances' are below, a path under
+	// the root of every hierarchy. Empty means /kiln-<tag>.
+	Group   string
 	Keeper  Keeper
 	Gateway Gateway
 	Images  Images
@@ -162,6 +166,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.RunDir == "" {
 		o.RunDir = filepath.Join("/run/kiln", tag)
 	}
+	if o.Group == "" {
+		o.Group = Group(o.DataDir)
+	}
 	if o.LogBytes <= 0 {
 		o.LogBytes = DefaultLogBytes
 	}
@@ -194,13 +201,17 @@ func Tag(dataDir string) string {
 	return hex.EncodeToString(sum[:3])
 }
 
+// Group is the control group of a data directory's instances where nobody says
+// another.
+func Group(dataDir string) string { return "/kiln-" + Tag(dataDir) }
+
 // open makes directories and machine ready.
 func (e *Engine) open(ctx context.Context) error {
 	if err := e.paths.make(); err != nil {
 		return err
 	}
 	var err error
-	if e.groups, err = cgroup.Open("kiln-" + e.tag); err != nil {
+	if e.groups, err = cgroup.Open(strings.Trim(e.Group, "/")); err != nil {
 		return err
 	}
 	if e.init, err = oci.FindInit(); err != nil {

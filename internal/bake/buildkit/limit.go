@@ -22,9 +22,11 @@ func limitProcesses(name string) error {
 		if _, err := os.Stat(filepath.Join(hierarchy, "cgroup.procs")); err != nil {
 			continue
 		}
-		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as all cgroups are
+		if err := os.MkdirAll(group, 0o755); err != nil { //nolint:gosec // as all cgroups are
 			return fmt.Errorf("make cgroup %s: %w", group, err)
 		}
+		// Where version 2 counts processes only in groups whose parent says so.
+		_ = os.WriteFile(filepath.Join(filepath.Dir(group), "cgroup.subtree_control"), []byte("+pids"), 0)
 		err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(maxProcesses)), 0)
 		if err == nil {
 			return nil

@@ -35,6 +35,9 @@ const (
 	snapshotter = "overlayfs"
 )
 
+// oomScore makes the kernel kill a RUN before instances, which have 300.
+const oomScore = 500
+
 // executorDir is where the runtime's bundles of a root are.
 func executorDir(root string) string { return filepath.Join(root, "executor") }
 
@@ -133,7 +136,9 @@ func storeOptions(opt *base.WorkerOpt, mdb *ctdmetadata.DB) {
 // newExecutor makes what runs a RUN. Its resolver's search list is empty: the
 // host's would make builds depend on where they run.
 func newExecutor(o Options, monitor *resources.Monitor, networks map[pb.NetMode]network.Provider) (executor.Executor, error) {
+	score := oomScore
 	return runcexecutor.New(runcexecutor.Opt{
+		OOMScoreAdj:         &score,
 		Root:                executorDir(o.Root),
 		CommandCandidates:   []string{o.Runtime},
 		ProcessMode:         oci.ProcessSandbox,

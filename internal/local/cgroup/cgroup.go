@@ -23,7 +23,7 @@ import (
 // Tree is the hierarchies of this machine and one parent group of ours in
 // each.
 type Tree struct {
-	parent string            // "kiln-3fa92c", below the root of each
+	parent string            // "kiln-3fa92c", or more than one name deep; below the root of each
 	mounts map[string]string // controller -> mount point; "" for the unified one
 }
 

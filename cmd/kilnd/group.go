@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/kilnproject/kiln/internal/install"
+	"github.com/kilnproject/kiln/internal/local"
+	"github.com/kilnproject/kiln/internal/systemd"
+)
+
+// groups are the control groups of a data directory, as paths below the root
+// of every hierarchy; empty where the engine and the baker choose.
+type groups struct {
+	instances, bakes string
+	// name is that of the group which systemd made for them; empty for none.
+	name string
+}
+
+// openGroups asks systemd, where it runs, for a group of Kiln's own: all of its
+// tree is systemd's to change but what it delegated. Instances that are in a
+// group already stay there, and others join them.
+func openGroups(ctx context.Context, data string, log *slog.Logger) groups {
+	plain := local.Group(data)
+	if !systemd.Running() || groupExists(plain) {
+		return groups{}
+	}
+	name := filepath.Base(plain)
+	err := systemd.Group(ctx, systemd.GroupOptions{
+		Name: name, Description: "Kiln's instances of " + data,
+		Before: []string{install.KeeperUnit, install.DaemonUnit}, Stop: endInstances(systemd.GroupPath(name)),
+	})
+	if err != nil {
+		log.Warn("systemd gives no control group", "error", err)
+		if !groupExists(systemd.GroupPath(name)) {
+			return groups{}
+		}
+	}
+	return groups{
+		instances: systemd.GroupPath(name) + "/instances",
+		bakes:     systemd.GroupPath(name) + "/bakes",
+		name:      name,
+	}
+}
+
+// endInstances is the script that asks instances to end when the machine does:
+// process 1 of each, as a rollout asks it, and not every process. It waits until
+// none is left, at most 20 seconds.
+func endInstances(group string) string {
+	// Of version 2, or of version 1.
+	processes := fmt.Sprintf("cat /sys/fs/cgroup%[1]s/instances/*/cgroup.procs /sys/fs/cgroup/pids%[1]s/instances/*/cgroup.procs 2>/dev/null", group)
+	return `for p in $(` + processes + `); do grep -q "^NSpid:.*[[:space:]]1$" /proc/$p/status 2>/dev/null && kill $p; done; ` +
+		`n=0; while [ $n -lt 100 ] && ` + processes + ` | grep -q .; do sleep 0.2; n=$((n+1)); done; true`
+}
+
+// groupExists says whether a group is in any hierarchy, version 1 or 2.
+func groupExists(path string) bool {
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		if found, err := filepath.Glob(pattern + path); err == nil && len(found) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// close removes the group once nothing is in it any more.
+func (g groups) close(ctx context.Context) error {
+	if g.name == "" {
+		return nil
+	}
+	if err := systemd.Ungroup(ctx, g.name); err != nil {
+		return fmt.Errorf("remove the control group: %w", err)
+	}
+	return nil
+}
