@@ -11,22 +11,21 @@ import (
 	"strconv"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake/debian/strip"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gateway"
+	"github.com/kilnproject/kiln/internal/install"
 	"github.com/kilnproject/kiln/internal/keep"
 	"github.com/kilnproject/kiln/internal/seal"
+	"github.com/kilnproject/kiln/internal/systemd"
 )
 
-// gatewayUser is who the gateway is where there is such a user, and otherwise
-// gatewayID: a number that no package gives away, and that needs no entry in
-// /etc/passwd.
-const (
-	gatewayUser = "kiln-gateway"
-	gatewayID   = 64738
-)
+// gatewayID is who the gateway is where an installation made no user for it: a
+// number that no package gives away, and that needs no entry in /etc/passwd.
+const gatewayID = 64738
 
 // processes are the commands that Kiln starts itself with.
 func processes() []*cobra.Command {
@@ -34,8 +33,9 @@ func processes() []*cobra.Command {
 }
 
 func keepCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "keep", Hidden: true, Short: "Run the keeper of the data directory; kilnd starts it", Args: cobra.NoArgs,
+	var service bool
+	command := &cobra.Command{
+		Use: "keep", Hidden: true, Short: "Run the keeper of the data directory; kilnd starts it, or systemd", Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			// A small heap that hardly changes: memory matters more than the
 			// collector's work.
@@ -49,19 +49,61 @@ func keepCommand() *cobra.Command {
 				return fmt.Errorf("find this program: %w", err)
 			}
 			uid, gid := gatewayIDs()
-			// What ends the terminal or kilnd must not end the keeper: it
-			// goes when its client says so.
-			return keep.Run(context.WithoutCancel(command.Context()), keep.Options{
+			options := keep.Options{
 				DataDir: data, Gateway: []string{self, "gateway", "--data", data}, GatewayUID: uid, GatewayGID: gid,
 				Launch: []string{self, "launch"}, Version: version, Log: logger(),
-			})
+			}
+			if service {
+				return keepService(command.Context(), options)
+			}
+			// What ends the terminal or kilnd must not end the keeper: it
+			// goes when its client says so.
+			return keep.Run(context.WithoutCancel(command.Context()), options)
 		},
 	}
+	command.Flags().BoolVar(&service, "service", false, "as a service: log to keep.log, tell systemd, end on SIGTERM")
+	return command
 }
 
-// gatewayIDs are the user and group of the gateway.
+// keepService runs the keeper as a unit of systemd's, which ends it by SIGTERM:
+// the gateway ends with it, instances go on. What it and the gateway log does
+// not depend on the journal's daemon.
+func keepService(ctx context.Context, options keep.Options) error {
+	if err := logTo(filepath.Join(options.DataDir, "keep.log")); err != nil {
+		return err
+	}
+	options.Ready = func() {
+		if err := systemd.Ready(); err != nil {
+			options.Log.Warn("systemd was not told", "error", err)
+		}
+	}
+	err := keep.Run(ctx, options)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// logTo makes a file this process's standard output and error, and those of
+// what it starts.
+func logTo(path string) error {
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	defer func() { _ = log.Close() }()
+	for _, stream := range []int{unix.Stdout, unix.Stderr} {
+		if err := unix.Dup3(int(log.Fd()), stream, 0); err != nil {
+			return fmt.Errorf("log to %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// gatewayIDs are the user and group of the gateway: those that an installation
+// made, or gatewayID.
 func gatewayIDs() (uid, gid int) {
-	u, err := user.Lookup(gatewayUser)
+	u, err := user.Lookup(install.GatewayUser)
 	if err != nil {
 		return gatewayID, gatewayID
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -15,7 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/install"
 	"github.com/kilnproject/kiln/internal/server"
+	"github.com/kilnproject/kiln/internal/systemd"
 )
 
 const (
@@ -50,11 +53,14 @@ func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progres
 		return kiln.Errorf(kiln.CodeUnavailable, "sudo kiln up starts it; members of the group "+server.GroupName+" may use it then",
 			"no control plane runs on %s, and only root can start one", a.data)
 	}
-	program, err := findDaemon()
+	data, err := filepath.Abs(a.data)
 	if err != nil {
 		return err
 	}
-	data, err := filepath.Abs(a.data)
+	if installed(ctx, data) {
+		return a.startUnit(ctx, client, p)
+	}
+	program, err := findDaemon()
 	if err != nil {
 		return err
 	}
@@ -70,6 +76,35 @@ func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progres
 		return err
 	}
 	p.note(stageSend, "starting the control plane", true)
+	return nil
+}
+
+// installed says whether systemd has a unit of the control plane of a data
+// directory: then systemd starts it, and nobody else.
+func installed(ctx context.Context, data string) bool {
+	if !systemd.Running() {
+		return false
+	}
+	unit, err := systemd.Show(ctx, install.DaemonUnit, "LoadState", "Environment")
+	return err == nil && unit["LoadState"] == "loaded" && slices.Contains(strings.Fields(unit["Environment"]), "KILN_DATA="+data)
+}
+
+// startUnit has systemd start the control plane, and waits until it answers.
+func (a *app) startUnit(ctx context.Context, client *server.Client, p *progress) error {
+	for _, name := range []string{"KILN_LISTEN_HTTP", "KILN_LISTEN_HTTPS", "KILN_STORAGE_MAX"} {
+		if a.getenv(name) != "" {
+			a.say("%s has no effect: systemd starts the control plane, with what %s says", name, install.ConfigFile)
+		}
+	}
+	p.note(stageSend, "starting "+install.DaemonUnit, false)
+	if err := systemd.Start(ctx, install.DaemonUnit); err != nil {
+		return kiln.Errorf(kiln.CodeUnavailable, "systemctl status "+install.DaemonUnit, "%w", err)
+	}
+	d := &daemon{unit: install.DaemonUnit}
+	if err := d.await(ctx, client); err != nil {
+		return err
+	}
+	p.note(stageSend, "starting "+install.DaemonUnit, true)
 	return nil
 }
 
@@ -92,6 +127,7 @@ func findDaemon() (string, error) {
 
 // daemon is a kilnd that this command has started.
 type daemon struct {
+	unit   string // systemd's; empty for one of this command's own
 	log    string
 	offset int64 // of the log, where this start begins
 	exited chan error
@@ -164,6 +200,9 @@ func exitText(err error) string {
 
 // failed is an error with the last lines that this start wrote.
 func (d *daemon) failed(message string) error {
+	if d.unit != "" {
+		return kiln.Errorf(kiln.CodeUnavailable, "journalctl -u "+d.unit+" says why; kiln doctor says what the machine lacks", "%s", message)
+	}
 	return &kiln.Error{
 		Code: kiln.CodeUnavailable, Message: message, Hint: "all of it is in " + d.log + "; kiln doctor says what the machine lacks",
 		Evidence: lastLines(d.log, d.offset, 12),

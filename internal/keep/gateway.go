@@ -89,7 +89,7 @@ func (g *gateway) home() error {
 		return nil
 	}
 	uid, gid := g.user()
-	if err := os.Lchown(g.folder(), uid, gid); err != nil {
+	if err := giveFolder(g.folder(), uid, gid); err != nil {
 		return fmt.Errorf("give the gateway its folder: %w", err)
 	}
 	return nil

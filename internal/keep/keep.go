@@ -42,6 +42,8 @@ type Options struct {
 	Launch []string
 	// Version is shown by Ping.
 	Version string
+	// Ready is called once clients are answered; it may be nil.
+	Ready func() `json:"-"`
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -152,6 +154,9 @@ func (k *keeper) run(ctx context.Context, dir string) error {
 	parts.Go(func() { k.gateway.run(ctx) })
 	parts.Go(func() { k.serve(ctx, socket) })
 	k.log.Info("keeper started", "pid", os.Getpid(), "processes", len(past.processes))
+	if k.opt.Ready != nil {
+		k.opt.Ready()
+	}
 	parts.Wait()
 	if errors.Is(context.Cause(ctx), errStopped) {
 		k.log.Info("keeper stopped")

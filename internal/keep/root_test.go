@@ -241,3 +241,57 @@ func pss(b *testing.B, pid int) int {
 	b.Fatal("no Pss")
 	return 0
 }
+
+// TestAGatewayOfAnotherUserFindsItsFiles: what the user before had is the new
+// one's, and nothing else is.
+func TestAGatewayOfAnotherUserFindsItsFiles(t *testing.T) {
+	rooted(t)
+	const former, now, other = 60001, 60002, 60003
+	outside := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "gateway")
+	own := func(path string, uid int) {
+		t.Helper()
+		if err := os.Lchown(path, uid, uid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(path string, uid int) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		own(path, uid)
+	}
+	write(filepath.Join(dir, "table.json"), former)
+	write(filepath.Join(dir, "tls", "key.pem"), former)
+	write(filepath.Join(dir, "others"), other)
+	write(filepath.Join(outside, "linked"), former)
+	write(filepath.Join(outside, "hard"), former)
+	if err := os.Symlink(outside, filepath.Join(dir, "soft")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(outside, "hard"), filepath.Join(dir, "hard")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, filepath.Join(dir, "tls"), filepath.Join(dir, "soft")} {
+		own(path, former)
+	}
+	if err := giveFolder(dir, now, now); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{
+		dir: now, filepath.Join(dir, "table.json"): now, filepath.Join(dir, "tls"): now, filepath.Join(dir, "tls", "key.pem"): now,
+		filepath.Join(dir, "others"): other, filepath.Join(outside, "linked"): former, filepath.Join(outside, "hard"): former, outside: 0,
+	} {
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := ownerOf(info); got != want {
+			t.Errorf("%s belongs to %d, want %d", path, got, want)
+		}
+	}
+}
