@@ -97,7 +97,7 @@ func Check(ctx context.Context, options Options) []Finding {
 	}
 	var all []Finding
 	for _, check := range []func(context.Context, *host) []Finding{
-		checkUser, checkDaemon, checkKernel, checkCgroups, checkRuntime, checkPrograms, checkNftables,
+		checkUser, checkDaemon, checkInstallation, checkKernel, checkCgroups, checkRuntime, checkPrograms, checkNftables,
 		checkForward, checkFirewalld, checkSSH, checkPorts, checkDisk, checkMemory, checkClock,
 	} {
 		limited, cancel := context.WithTimeout(ctx, checkTimeout)

@@ -33,11 +33,35 @@ func machine(t *testing.T, files, programs map[string]string) *host {
 			}
 			return "", errors.New("not found")
 		},
-		Run: func(_ context.Context, program string, _ ...string) ([]byte, error) {
+		Run: func(_ context.Context, program string, args ...string) ([]byte, error) {
+			if out, ok := programs[program+" "+args[0]]; ok {
+				return []byte(out), nil
+			}
 			return []byte(programs[program]), nil
 		},
 		Now: func() time.Time { return time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC) },
 	}}
+}
+
+// installation is what an installation leaves, but for what is without.
+func installation(without ...string) map[string]string {
+	files := map[string]string{
+		"etc/kiln/installed.json": `{"version": 1, "kiln": "v1", "prefix": "/usr/local", "items": [{"kind": "file", "name": "/etc/systemd/system/kilnd.service"}]}`,
+		"etc/kiln/kilnd.hcl":      "", "run/systemd/system/x": "",
+		"etc/group": "root:x:0:\nkiln:x:9:\n", "etc/passwd": "kiln-gateway:x:8:8\nkiln-reader:x:9:9\n",
+	}
+	for _, name := range without {
+		delete(files, name)
+	}
+	return files
+}
+
+// rooted is OK where root runs the test and owns its files.
+func rooted() State {
+	if os.Geteuid() == 0 {
+		return OK
+	}
+	return Blocks
 }
 
 // states are the findings' states by check.
@@ -85,7 +109,24 @@ func TestChecks(t *testing.T) {
 		"no SSH daemon":          {checkSSH, map[string]string{"proc/79/comm": "bash\n"}, nil, map[string]State{"ssh": OK}},
 		"little memory":          {checkMemory, map[string]string{"proc/meminfo": "MemTotal: 1 kB\nMemAvailable:  200000 kB\n"}, nil, map[string]State{"memory": Blocks}},
 		"enough memory":          {checkMemory, map[string]string{"proc/meminfo": "MemAvailable:  4000000 kB\n"}, nil, map[string]State{"memory": OK}},
-		"kilnd is not anywhere":  {checkDaemon, nil, nil, map[string]State{"kilnd": Blocks}},
+		"not installed":          {checkInstallation, nil, nil, map[string]State{"installation": OK}},
+		"installed, and running": {
+			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "active\n"},
+			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd.service": OK, "kiln-keep.service": OK},
+		},
+		"installed, and ended": {
+			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "failed\n"},
+			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd.service": Warn, "kiln-keep.service": Warn},
+		},
+		"installed, not at boot": {
+			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "disabled\n", "systemctl is-active": "active\n"},
+			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd.service": Warn, "kiln-keep.service": Warn},
+		},
+		"installed without systemd, and without a user": {
+			checkInstallation, installation("run/systemd/system/x", "etc/passwd"), nil,
+			map[string]State{"installation": OK, "accounts": Warn, "configuration": rooted(), "units": Warn},
+		},
+		"kilnd is not anywhere": {checkDaemon, nil, nil, map[string]State{"kilnd": Blocks}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := machine(t, c.files, c.programs)
@@ -193,6 +234,24 @@ func TestThisMachineIsLookedAtWhole(t *testing.T) {
 	}
 	all := Check(t.Context(), Options{Data: t.TempDir(), Look: func(string) (string, error) { return "", os.ErrNotExist }})
 	if len(all) < 12 || !Blocked(all) {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestAConfigurationThatOthersMayWriteBlocks(t *testing.T) {
+	h := machine(t, installation(), nil)
+	if err := os.Chmod(h.path("/etc/kiln/kilnd.hcl"), 0o664); err != nil {
+		t.Fatal(err)
+	}
+	if got := states(h.checkConfig()); got["configuration"] != Blocks {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestAPackageIsKnown(t *testing.T) {
+	h := machine(t, map[string]string{"usr/lib/systemd/system/kilnd.service": ""}, nil)
+	all := checkInstallation(t.Context(), h)
+	if all[0].Message != "by a package" || all[1].Check != "accounts" || all[1].Fix != "apt-get install --reinstall kiln" {
 		t.Errorf("%+v", all)
 	}
 }
