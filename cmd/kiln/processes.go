@@ -29,7 +29,7 @@ const gatewayID = 64738
 
 // processes are the commands that Kiln starts itself with.
 func processes() []*cobra.Command {
-	return []*cobra.Command{keepCommand(), gatewayCommand(), launchCommand(), workCommand()}
+	return []*cobra.Command{keepCommand(), gatewayCommand(), launchCommand(), workCommand(), endCommand()}
 }
 
 func keepCommand() *cobra.Command {
@@ -72,12 +72,16 @@ func keepService(ctx context.Context, options keep.Options) error {
 	if err := logTo(filepath.Join(options.DataDir, "keep.log")); err != nil {
 		return err
 	}
+	service, err := systemd.Take()
+	if err != nil {
+		return err
+	}
 	options.Ready = func() {
-		if err := systemd.Ready(); err != nil {
+		if err := service.Ready(); err != nil {
 			options.Log.Warn("systemd was not told", "error", err)
 		}
 	}
-	err := keep.Run(ctx, options)
+	err = keep.Run(ctx, options)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -21,38 +21,25 @@ type groups struct {
 
 // openGroups asks systemd, where it runs, for a group of Kiln's own: all of its
 // tree is systemd's to change but what it delegated. Instances that are in a
-// group already stay there, and others join them.
-func openGroups(ctx context.Context, data string, log *slog.Logger) groups {
+// group already stay there, and others join them. program is the kiln executable.
+func openGroups(ctx context.Context, data, program string, log *slog.Logger) groups {
 	plain := local.Group(data)
 	if !systemd.Running() || groupExists(plain) {
 		return groups{}
 	}
 	name := filepath.Base(plain)
+	below := systemd.GroupPath(name)
 	err := systemd.Group(ctx, systemd.GroupOptions{
 		Name: name, Description: "Kiln's instances of " + data,
-		Before: []string{install.KeeperUnit, install.DaemonUnit}, Stop: endInstances(systemd.GroupPath(name)),
+		Before: []string{install.KeeperUnit, install.DaemonUnit}, Stop: []string{program, "end", below + "/instances"},
 	})
 	if err != nil {
 		log.Warn("systemd gives no control group", "error", err)
-		if !groupExists(systemd.GroupPath(name)) {
+		if !groupExists(below) {
 			return groups{}
 		}
 	}
-	return groups{
-		instances: systemd.GroupPath(name) + "/instances",
-		bakes:     systemd.GroupPath(name) + "/bakes",
-		name:      name,
-	}
-}
-
-// endInstances is the script that asks instances to end when the machine does:
-// process 1 of each, as a rollout asks it, and not every process. It waits until
-// none is left, at most 20 seconds.
-func endInstances(group string) string {
-	// Of version 2, or of version 1.
-	processes := fmt.Sprintf("cat /sys/fs/cgroup%[1]s/instances/*/cgroup.procs /sys/fs/cgroup/pids%[1]s/instances/*/cgroup.procs 2>/dev/null", group)
-	return `for p in $(` + processes + `); do grep -q "^NSpid:.*[[:space:]]1$" /proc/$p/status 2>/dev/null && kill $p; done; ` +
-		`n=0; while [ $n -lt 100 ] && ` + processes + ` | grep -q .; do sleep 0.2; n=$((n+1)); done; true`
+	return groups{instances: below + "/instances", bakes: below + "/bakes", name: name}
 }
 
 // groupExists says whether a group is in any hierarchy, version 1 or 2.

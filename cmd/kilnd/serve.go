@@ -53,8 +53,12 @@ func serve(ctx context.Context, g given, s settings, log *slog.Logger, level *sl
 		return err
 	}
 	defer func() { _ = lock.Close() }()
+	service, err := systemd.Take()
+	if err != nil {
+		return err
+	}
 	log.Info("control plane starts", "version", version, "pid", os.Getpid(), "data", s.data)
-	p := &plane{given: g, data: s.data, log: log, level: level, started: time.Now(), history: newHistory(s.keepEvents)}
+	p := &plane{given: g, data: s.data, log: log, level: level, started: time.Now(), history: newHistory(s.keepEvents), service: service}
 	p.settings.Store(&s)
 	defer p.close()
 	if err := p.assemble(ctx); err != nil {
@@ -73,6 +77,7 @@ type plane struct {
 	log     *slog.Logger
 	level   *slog.LevelVar
 	started time.Time
+	service systemd.Service
 
 	reloading sync.Mutex // held while the configuration is read and taken
 	settings  atomic.Pointer[settings]
@@ -191,7 +196,7 @@ func (p *plane) openKeeper(ctx context.Context) error {
 
 func (p *plane) openEngine(ctx context.Context) (err error) {
 	s := p.settings.Load()
-	p.groups = openGroups(ctx, p.data, p.log)
+	p.groups = openGroups(ctx, p.data, p.keeper.program, p.log)
 	p.engine, err = local.New(ctx, local.Options{
 		DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
 		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,
@@ -253,14 +258,14 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 	group.Go(func() error { return p.engine.Serve(ctx) })
 	group.Go(func() error { return p.control.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx, listener, handler, answerGrace, p.log) })
-	group.Go(func() error { return p.live(ctx) })
+	group.Go(func() error { p.live(ctx); return nil })
 	return group.Wait()
 }
 
 // live tells systemd that the control plane has started, and then that it
 // lives for as long as it answers its own API.
-func (p *plane) live(ctx context.Context) error {
-	if err := systemd.Ready(); err != nil {
+func (p *plane) live(ctx context.Context) {
+	if err := p.service.Ready(); err != nil {
 		p.log.Warn("systemd was not told", "error", err)
 	}
 	client := server.NewClient(p.dir(server.SocketName), version)
@@ -268,5 +273,5 @@ func (p *plane) live(ctx context.Context) error {
 		_, err := client.Version(ctx)
 		return err
 	}
-	return systemd.Watch(ctx, alive, func(err error) { p.log.Error("the control plane does not answer itself", "error", err) })
+	p.service.Watch(ctx, alive, func(err error) { p.log.Error("the control plane does not answer itself", "error", err) })
 }

@@ -19,9 +19,10 @@ type GroupOptions struct {
 	Description string
 	// Before are units that end before this one.
 	Before []string
-	// Stop is a shell's script that ends what is in the group. What it leaves
-	// after half a minute is ended by signals. It may be empty.
-	Stop string
+	// Stop is a command that ends what is in the group; what it leaves after
+	// half a minute is ended by signals. Without one, or where its words have
+	// characters that systemd reads otherwise, that is all.
+	Stop []string
 }
 
 // GroupUnit is the unit whose control group Group makes for a name.
@@ -72,8 +73,8 @@ func groupArgs(o GroupOptions) []string {
 	if len(o.Before) > 0 { // what starts after another ends before it
 		properties = append(properties, "Before="+strings.Join(o.Before, " "))
 	}
-	if o.Stop != "" { // systemd replaces $name by a variable, and $$ by $
-		properties = append(properties, `ExecStop=/bin/sh -c "`+strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `$$`, "\n", `\n`).Replace(o.Stop)+`"`)
+	if words := strings.Join(o.Stop, " "); words != "" && strings.Count(words, " ") == len(o.Stop)-1 && !strings.ContainsAny(words, "\t\n\"'\\$%;") {
+		properties = append(properties, "ExecStop="+words)
 	}
 	args := []string{"--quiet", "--collect", "--unit=" + o.Name, "--slice=" + Slice, "--description=" + o.Description}
 	for _, p := range properties {

@@ -9,12 +9,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
-
-	"github.com/coreos/go-systemd/v22/daemon"
 )
 
 // Running says whether systemd is process 1 (sd_booted(3)).
@@ -23,52 +23,83 @@ func Running() bool {
 	return err == nil && info.IsDir()
 }
 
-// Ready tells systemd that the service of this process has started.
-func Ready() error { return notify(daemon.SdNotifyReady) }
+// Service is what systemd told this process about the service that it is. The
+// zero value is that of a process that systemd did not start.
+type Service struct {
+	socket   string        // where systemd is told
+	watchdog time.Duration // how long it waits for the next sign of life; 0 for ever
+}
 
-// Stopping tells systemd that the service of this process is about to end.
-func Stopping() error { return notify(daemon.SdNotifyStopping) }
+// Take takes what systemd told this process out of its environment: programs
+// that it starts must not believe that they are meant. runc would wait for its
+// instance to be ready, for ever.
+func Take() (Service, error) {
+	s := Service{socket: os.Getenv("NOTIFY_SOCKET")}
+	limit, pid := os.Getenv("WATCHDOG_USEC"), os.Getenv("WATCHDOG_PID")
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		if err := os.Unsetenv(name); err != nil {
+			return s, err
+		}
+	}
+	if limit == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return s, nil
+	}
+	microseconds, err := strconv.ParseInt(limit, 10, 64)
+	if err != nil || microseconds <= 0 {
+		return s, fmt.Errorf("WATCHDOG_USEC is %q", limit)
+	}
+	s.watchdog = time.Duration(microseconds) * time.Microsecond
+	return s, nil
+}
 
-func notify(state string) error {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+// Ready tells systemd that the service has started.
+func (s Service) Ready() error { return s.notify("READY=1") }
+
+// notify sends a state, as sd_notify(3) does.
+func (s Service) notify(state string) error {
+	if s.socket == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.socket, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := conn.Write([]byte(state)); err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
 	return nil
 }
 
-// Watch tells systemd, until ctx ends, that this process is alive, as often as
-// its unit's watchdog asks for and whenever alive returns nil. A unit without a
-// watchdog is not told.
-func Watch(ctx context.Context, alive func(context.Context) error, failed func(error)) error {
-	limit, err := daemon.SdWatchdogEnabled(false)
-	if err != nil {
-		return fmt.Errorf("read the watchdog's time: %w", err)
+// Watch tells systemd, until ctx ends, that the service lives, as often as its
+// unit's watchdog asks for and whenever alive returns nil; failed gets its
+// errors. A unit without a watchdog is not told.
+func (s Service) Watch(ctx context.Context, alive func(context.Context) error, failed func(error)) {
+	if s.watchdog <= 0 {
+		return
 	}
-	if limit <= 0 {
-		return nil
-	}
-	tick := time.NewTicker(limit / 3)
+	every := s.watchdog / 3
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		err := beat(ctx, limit/3, alive)
-		if err != nil && ctx.Err() == nil {
+		if err := s.beat(ctx, every, alive); err != nil && ctx.Err() == nil {
 			failed(err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		}
 	}
 }
 
-func beat(ctx context.Context, limit time.Duration, alive func(context.Context) error) error {
+func (s Service) beat(ctx context.Context, limit time.Duration, alive func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := alive(ctx); err != nil {
 		return err
 	}
-	return notify(daemon.SdNotifyWatchdog)
+	return s.notify("WATCHDOG=1")
 }
 
 // Start asks for units to be started and does not wait until they are.

@@ -47,7 +47,7 @@ func TestAGroupIsMadeOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			log := asked(t, c.answer)
-			err := Group(t.Context(), GroupOptions{Name: "kiln-00aa11", Description: "Kiln's", Before: []string{"a.service", "b.service"}, Stop: `kill $(cat "x y")`})
+			err := Group(t.Context(), GroupOptions{Name: "kiln-00aa11", Description: "Kiln's", Before: []string{"a.service", "b.service"}, Stop: []string{"/bin/end", "/x"}})
 			if (err != nil) != c.fails {
 				t.Error(err)
 			}
@@ -62,7 +62,7 @@ func TestAGroupIsMadeOnce(t *testing.T) {
 			if !c.made {
 				return
 			}
-			for _, want := range []string{"--unit=kiln-00aa11 ", "--slice=kiln.slice ", "--property=Delegate=yes ", "--property=RemainAfterExit=yes ", "--property=Before=a.service b.service ", `--property=ExecStop=/bin/sh -c "kill $$(cat \"x y\")" `} {
+			for _, want := range []string{"--unit=kiln-00aa11 ", "--slice=kiln.slice ", "--property=Delegate=yes ", "--property=RemainAfterExit=yes ", "--property=Before=a.service b.service ", "--property=ExecStop=/bin/end /x "} {
 				if !strings.Contains(log()[made], want) {
 					t.Errorf("%s lacks %s", log()[made], want)
 				}
@@ -119,9 +119,18 @@ func manager(t *testing.T) <-chan string {
 	return said
 }
 
+func take(t *testing.T) Service {
+	t.Helper()
+	s, err := Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func TestReadyIsTold(t *testing.T) {
 	said := manager(t)
-	if err := Ready(); err != nil {
+	if err := take(t).Ready(); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-said; got != "READY=1" {
@@ -129,16 +138,30 @@ func TestReadyIsTold(t *testing.T) {
 	}
 }
 
+// TestWhatSystemdSaidIsForThisProcessAlone: runc does not end where it finds
+// NOTIFY_SOCKET.
+func TestWhatSystemdSaidIsForThisProcessAlone(t *testing.T) {
+	manager(t)
+	t.Setenv("WATCHDOG_USEC", "3000")
+	t.Setenv("WATCHDOG_PID", "1")
+	if s := take(t); s.watchdog != 0 {
+		t.Error("another process's watchdog was taken")
+	}
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		if v, ok := os.LookupEnv(name); ok {
+			t.Errorf("%s=%s is left for what this process starts", name, v)
+		}
+	}
+}
+
 func TestWithoutSystemdNothingIsToldAndNothingFails(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	t.Setenv("WATCHDOG_USEC", "")
-	if err := Ready(); err != nil {
+	s := take(t)
+	if err := s.Ready(); err != nil {
 		t.Error(err)
 	}
-	asked := func(context.Context) error { t.Error("asked whether it lives"); return nil }
-	if err := Watch(t.Context(), asked, func(error) {}); err != nil {
-		t.Error(err)
-	}
+	s.Watch(t.Context(), func(context.Context) error { t.Error("asked whether it lives"); return nil }, func(error) {})
 }
 
 func TestOnlyTheLivingFeedTheWatchdog(t *testing.T) {
@@ -150,9 +173,11 @@ func TestOnlyTheLivingFeedTheWatchdog(t *testing.T) {
 	hangs := errors.New("it hangs")
 	failures := make(chan error)
 	alive := make(chan error, 1)
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
+	service := take(t)
 	go func() {
-		ended <- Watch(ctx, func(ctx context.Context) error {
+		defer close(ended)
+		service.Watch(ctx, func(ctx context.Context) error {
 			select {
 			case err := <-alive:
 				return err
@@ -198,7 +223,5 @@ func TestOnlyTheLivingFeedTheWatchdog(t *testing.T) {
 	}
 	cancel()
 	<-drain
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	<-ended
 }
