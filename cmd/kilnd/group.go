@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnproject/kiln/internal/install"
 	"github.com/kilnproject/kiln/internal/local"
 	"github.com/kilnproject/kiln/internal/systemd"
@@ -52,13 +54,29 @@ func groupExists(path string) bool {
 	return false
 }
 
-// close removes the group once nothing is in it any more.
-func (g groups) close(ctx context.Context) error {
-	if g.name == "" {
+// closeGroups removes the group after a shutdown, when bakes have ended too.
+// Otherwise instances are in it, and it stays.
+func (p *plane) closeGroups() error {
+	if p.groups.name == "" || !p.stopping.Load() {
 		return nil
 	}
-	if err := systemd.Ungroup(ctx, g.name); err != nil {
+	if err := systemd.Ungroup(context.Background(), p.groups.name); err != nil {
 		return fmt.Errorf("remove the control group: %w", err)
 	}
+	removeEmpty(systemd.GroupPath(p.groups.name))
 	return nil
+}
+
+// removeEmpty removes what the runtime made of a group in hierarchies of
+// version 1 that systemd does not look after, such as freezer.
+func removeEmpty(path string) {
+	for _, dir := range []string{path, filepath.Dir(path)} {
+		found, err := filepath.Glob("/sys/fs/cgroup/*" + dir)
+		if err != nil {
+			return
+		}
+		for _, group := range found {
+			_ = unix.Rmdir(group) // what is not empty stays
+		}
+	}
 }

@@ -197,6 +197,7 @@ func (p *plane) openKeeper(ctx context.Context) error {
 func (p *plane) openEngine(ctx context.Context) (err error) {
 	s := p.settings.Load()
 	p.groups = openGroups(ctx, p.data, p.keeper.program, p.log)
+	p.later(p.closeGroups)
 	p.engine, err = local.New(ctx, local.Options{
 		DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
 		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,

@@ -40,7 +40,7 @@ func (p *plane) shutdown(ctx context.Context, actor string, progress func(kiln.P
 	if err := p.clear(ctx); err != nil {
 		return fmt.Errorf("clear the machine: %w", err)
 	}
-	if err := errors.Join(p.sealer.UnmountAll(ctx), p.groups.close(ctx)); err != nil {
+	if err := p.sealer.UnmountAll(ctx); err != nil {
 		return err
 	}
 	p.stopping.Store(true)

@@ -112,15 +112,15 @@ func TestChecks(t *testing.T) {
 		"not installed":          {checkInstallation, nil, nil, map[string]State{"installation": OK}},
 		"installed, and running": {
 			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "active\n"},
-			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd.service": OK, "kiln-keep.service": OK},
+			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd unit": OK, "kiln-keep unit": OK},
 		},
 		"installed, and ended": {
 			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "failed\n"},
-			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd.service": Warn, "kiln-keep.service": Warn},
+			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd unit": Warn, "kiln-keep unit": Warn},
 		},
 		"installed, not at boot": {
 			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "disabled\n", "systemctl is-active": "active\n"},
-			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd.service": Warn, "kiln-keep.service": Warn},
+			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd unit": Warn, "kiln-keep unit": Warn},
 		},
 		"installed without systemd, and without a user": {
 			checkInstallation, installation("run/systemd/system/x", "etc/passwd"), nil,

@@ -78,15 +78,16 @@ func (h *host) checkUnits(ctx context.Context) []Finding {
 	}
 	var all []Finding
 	for _, unit := range []string{install.KeeperUnit, install.DaemonUnit} {
+		check := strings.TrimSuffix(unit, ".service") + " unit"
 		enabled, _ := h.Run(ctx, "systemctl", "is-enabled", unit) // its exit code says the same
 		active, _ := h.Run(ctx, "systemctl", "is-active", unit)
 		switch starts, runs := strings.TrimSpace(string(enabled)), strings.TrimSpace(string(active)); {
 		case runs != "active":
-			all = append(all, warn(unit, "is "+runs, "systemctl start "+unit+"; journalctl -u "+unit)...)
+			all = append(all, warn(check, "is "+runs, "systemctl start "+unit+"; journalctl -u "+unit)...)
 		case starts != "enabled":
-			all = append(all, warn(unit, "runs, and does not start at boot ("+starts+")", "systemctl enable "+unit)...)
+			all = append(all, warn(check, "runs, and does not start at boot ("+starts+")", "systemctl enable "+unit)...)
 		default:
-			all = append(all, ok(unit, "runs, and starts at boot")...)
+			all = append(all, ok(check, "runs, and starts at boot")...)
 		}
 	}
 	return all

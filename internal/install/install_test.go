@@ -519,3 +519,49 @@ func TestUnitsAreFilled(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatRunsIsNotRemoved(t *testing.T) {
+	record := Record{Items: []Entry{{Kind: KindFile, Name: "/usr/local/bin/kiln"}}}
+	other := processes{{pid: 7, uid: 999, program: "/usr/local/bin/kiln", command: "kiln keep --data /other"}, {pid: 8, uid: 1, program: "/bin/sh"}}
+	var conflict *kiln.Error
+	if err := other.refuse(record); !errors.As(err, &conflict) || conflict.Code != kiln.CodeConflict || !slices.Equal(conflict.Evidence, []string{"7 kiln keep --data /other"}) {
+		t.Errorf("%v %+v", err, conflict)
+	}
+	if err := other[1:].refuse(record); err != nil {
+		t.Error(err)
+	}
+	if other.as(999) == "" || other.as(998) != "" {
+		t.Errorf("%q %q", other.as(999), other.as(998))
+	}
+	m := newImage(t)
+	m.install(m.options("1"))
+	h, err := openHost(m.dir, m.run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	id, _, err := h.account(KindUser, GatewayUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	installed, err := h.record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps, err := h.removal(*installed, true, processes{{pid: 9, uid: id, command: "x"}})
+	got := actions(t, steps, err)
+	if got[GatewayUser] != Keep || got[ReaderUser] != Remove || got[ConfigDir] != Keep {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestThisMachinesProcessesAreSeen(t *testing.T) {
+	all, err := running()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := slices.IndexFunc(all, func(p process) bool { return p.pid == os.Getppid() })
+	if parent < 0 || all[parent].uid != os.Geteuid() || all[parent].command == "" {
+		t.Errorf("%+v", all)
+	}
+}

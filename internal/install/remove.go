@@ -36,7 +36,7 @@ func PlanRemoval(o RemoveOptions) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h.removal(*record, o.Purge)
+	return h.removal(*record, o.Purge, nil)
 }
 
 // installed is the record, which must be there.
@@ -49,10 +49,12 @@ func (h *host) installed() (*Record, error) {
 	return nil, kiln.Errorf(kiln.CodeNotFound, hint, "kiln install has installed nothing here: there is no %s", recordFile)
 }
 
-func (h *host) removal(record Record, purge bool) ([]Step, error) {
+// removal plans; busy is what runs on this machine, nil where that does not
+// matter.
+func (h *host) removal(record Record, purge bool, busy processes) ([]Step, error) {
 	var steps []Step
 	for _, e := range slices.Backward(record.Items) {
-		step, err := h.removalOf(e, record, purge)
+		step, err := h.removalOf(e, record, purge, busy)
 		if err != nil {
 			return nil, fmt.Errorf("look at %s: %w", e.Name, err)
 		}
@@ -102,7 +104,7 @@ func (h *host) there(path string) bool {
 }
 
 // removalOf is the step for one entry; one without an action needs none.
-func (h *host) removalOf(e Entry, record Record, purge bool) (Step, error) {
+func (h *host) removalOf(e Entry, record Record, purge bool, busy processes) (Step, error) {
 	step := Step{Action: Remove, Item: Item{Kind: e.Kind, Name: e.Name, Target: e.Target}}
 	keep := func(why string) (Step, error) {
 		step.Action, step.Why = Keep, why
@@ -110,12 +112,16 @@ func (h *host) removalOf(e Entry, record Record, purge bool) (Step, error) {
 	}
 	switch e.Kind {
 	case KindGroup, KindUser:
-		_, found, err := h.account(e.Kind, e.Name)
+		id, found, err := h.account(e.Kind, e.Name)
 		switch {
 		case err != nil || !found:
 			return Step{}, err
 		case !purge:
 			return keep("files in the data directory may be its own; --purge removes it")
+		case e.Kind == KindUser && busy != nil:
+			if who := busy.as(id); who != "" {
+				return keep(who + " runs as it")
+			}
 		}
 		return step, nil
 	case KindFolder:
@@ -154,7 +160,8 @@ func (h *host) removalOfFolder(step Step, record Record, purge bool) (Step, erro
 }
 
 // Uninstall does what PlanRemoval says and tells each step before it is taken.
-// Nothing of Kiln may run.
+// Nothing of Kiln may run on the data directory; what else runs the executables
+// is a conflict.
 func Uninstall(ctx context.Context, o RemoveOptions, tell func(Step) error) error {
 	h, err := openHost(o.Root, o.Run)
 	if err != nil {
@@ -165,7 +172,16 @@ func Uninstall(ctx context.Context, o RemoveOptions, tell func(Step) error) erro
 	if err != nil {
 		return err
 	}
-	steps, err := h.removal(*record, o.Purge)
+	var busy processes
+	if h.live {
+		if busy, err = running(); err != nil {
+			return err
+		}
+	}
+	if err := busy.refuse(*record); err != nil {
+		return err
+	}
+	steps, err := h.removal(*record, o.Purge, busy)
 	if err != nil {
 		return err
 	}

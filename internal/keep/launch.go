@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -33,10 +34,29 @@ func Launch(args []string) error {
 		return fmt.Errorf("launch: %q and %q are not a user and a group without privileges", args[0], args[1])
 	}
 	runtime.LockOSThread() // what follows concerns this thread, and the program that it becomes
-	if err := become(uid, gid); err != nil {
+	if err := errors.Join(yield("/proc/self/oom_score_adj"), become(uid, gid)); err != nil {
 		return fmt.Errorf("launch %s: %w", args[2], err)
 	}
 	return fmt.Errorf("launch %s: %w", args[2], syscall.Exec(args[2], args[2:], os.Environ()))
+}
+
+// oomScore is the gateway's, between the keeper, which starts it again, and the
+// instances.
+const oomScore = -500
+
+// yield makes the process whose score a file has one that the kernel kills
+// before the keeper, when the score was to protect the keeper more than that.
+// Raising it needs no right.
+func yield(file string) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	score, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || score >= oomScore {
+		return err
+	}
+	return os.WriteFile(file, []byte(strconv.Itoa(oomScore)), 0)
 }
 
 // become changes the calling thread's identity.
