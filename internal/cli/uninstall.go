@@ -64,6 +64,9 @@ func (a *app) uninstall(ctx context.Context, f uninstallFlags) error {
 		return err
 	}
 	if live {
+		if err := install.Used(*record); err != nil {
+			return err
+		}
 		if err := a.endAll(ctx, record.Data, p); err != nil {
 			return err
 		}

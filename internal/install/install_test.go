@@ -530,6 +530,13 @@ func TestWhatRunsIsNotRemoved(t *testing.T) {
 	if err := other[1:].refuse(record); err != nil {
 		t.Error(err)
 	}
+	ours := processes{
+		{program: "/usr/local/bin/kiln", command: "kiln keep --service"},
+		{program: "/usr/local/bin/kiln", command: "kiln gateway --data /var/lib/kiln"},
+	}
+	if got := append(ours, other...).others("/var/lib/kiln"); len(got) != 1 || got[0].pid != 7 {
+		t.Errorf("%+v", got)
+	}
 	if other.as(999) == "" || other.as(998) != "" {
 		t.Errorf("%q %q", other.as(999), other.as(998))
 	}

@@ -59,6 +59,25 @@ func (all processes) as(uid int) string {
 	return ""
 }
 
+// others are those that say that they have another data directory.
+func (all processes) others(data string) processes {
+	return slices.DeleteFunc(slices.Clone(all), func(p process) bool {
+		words := strings.Fields(p.command)
+		at := slices.Index(words, "--data")
+		return at < 0 || at+1 >= len(words) || filepath.Clean(words[at+1]) == data
+	})
+}
+
+// Used refuses an uninstallation while a control plane of another data
+// directory runs what would be removed. It may be asked before anything ends.
+func Used(record Record) error {
+	all, err := running()
+	if err != nil {
+		return err
+	}
+	return all.others(record.Data).refuse(record)
+}
+
 // refuse is a conflict when a process runs a file of the record: another
 // control plane, whose keeper could not start a gateway again.
 func (all processes) refuse(record Record) error {
