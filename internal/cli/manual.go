@@ -73,6 +73,7 @@ func manuals(root *cobra.Command, version string) ([]install.Page, error) {
 		}
 		// The page's own title gives way to that of a manual page.
 		_, body, _ := strings.Cut(string(text), "\n")
+		body = withoutTables(body)
 		head := fmt.Sprintf("%% %q %q \"\" %q %q\n# NAME\n%s \\- %s\n\n# DESCRIPTION\n", strings.ToUpper(page.name), page.section, "kiln "+version, manual, page.name, page.short)
 		if err := add(page.name, page.section, md2man.Render([]byte(head+body))); err != nil {
 			return nil, err
@@ -102,4 +103,54 @@ func pack(text []byte) ([]byte, error) {
 	}
 	err = z.Close()
 	return b.Bytes(), err
+}
+
+// withoutTables makes lists of the tables of a Markdown page, which are wider
+// than a terminal: the first column says what each item is about.
+func withoutTables(page string) string {
+	var out strings.Builder
+	var head []string
+	for line := range strings.Lines(page) {
+		row, isRow := strings.CutPrefix(strings.TrimSpace(line), "|")
+		if !isRow {
+			head = nil
+			out.WriteString(line)
+			continue
+		}
+		cells := cellsOf(row)
+		switch {
+		case head == nil:
+			head = cells
+		case strings.Trim(cells[0], "-:") == "": // the rule below the head
+		default:
+			out.WriteString(cells[0] + "\n: " + describe(head, cells) + "\n\n")
+		}
+	}
+	return out.String()
+}
+
+// cellsOf splits a row at the bars that are not escaped.
+func cellsOf(row string) []string {
+	const bar = "\x00"
+	cells := strings.Split(strings.ReplaceAll(strings.TrimSuffix(row, "|"), `\|`, bar), "|")
+	for i, c := range cells {
+		cells[i] = strings.ReplaceAll(strings.TrimSpace(c), bar, "|")
+	}
+	return cells
+}
+
+// describe is all of a row but its first cell: the last one is a text, those
+// before it are said with the head of their column.
+func describe(head, cells []string) string {
+	var parts []string
+	for i := 1; i < len(cells)-1 && i < len(head); i++ {
+		if cells[i] != "" {
+			parts = append(parts, head[i]+" "+cells[i])
+		}
+	}
+	text := cells[len(cells)-1]
+	if len(parts) == 0 {
+		return text
+	}
+	return strings.Join(parts, ", ") + ". " + text
 }

@@ -103,10 +103,8 @@ func stopUnits() string { return "systemctl stop " + install.DaemonUnit + " " + 
 // left says whether something of Kiln's runs on a data directory, or may.
 func (a *app) left(ctx context.Context, data string) bool {
 	a.data = data
-	if client, err := a.client(); err == nil {
-		if _, err := client.Version(ctx); err == nil {
-			return true
-		}
+	if a.answers(ctx) == nil {
+		return true
 	}
 	// Without a control plane: a keeper, or instances whose keeper died too.
 	entries, err := os.ReadDir(filepath.Join(data, "local", "instances"))
@@ -130,7 +128,8 @@ func (a *app) endAll(ctx context.Context, data string, p *stepPrinter) error {
 	return p.run(ctx, []string{stopUnits()})
 }
 
-// shutdown ends everything on the data directory.
+// shutdown ends everything on the data directory. A control plane that has died
+// is started for that.
 func (a *app) shutdown(ctx context.Context) error {
 	progress := a.newProgress()
 	client, err := a.running(ctx, progress)

@@ -40,7 +40,8 @@ const (
 const (
 	ConfigDir  = "/etc/kiln"
 	ConfigFile = ConfigDir + "/kilnd.hcl"
-	recordFile = ConfigDir + "/installed.json"
+	// RecordFile says what was installed; a package leaves none.
+	RecordFile = ConfigDir + "/installed.json"
 )
 
 // Options say what to install and where.

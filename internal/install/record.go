@@ -79,7 +79,7 @@ func Read(root string) (*Record, error) {
 }
 
 func (h *host) record() (*Record, error) {
-	b, err := h.root.ReadFile(h.at(recordFile))
+	b, err := h.root.ReadFile(h.at(RecordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -88,15 +88,15 @@ func (h *host) record() (*Record, error) {
 	}
 	var r Record
 	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, kiln.Errorf(kiln.CodeFailed, "", "%s does not say what is installed: %w", recordFile, err)
+		return nil, kiln.Errorf(kiln.CodeFailed, "", "%s does not say what is installed: %w", RecordFile, err)
 	}
 	if r.Version != recordVersion {
 		return nil, kiln.Errorf(kiln.CodeRefused, "use the kiln that installed it, version "+r.Kiln,
-			"%s is of form %d, and this program knows form %d", recordFile, r.Version, recordVersion)
+			"%s is of form %d, and this program knows form %d", RecordFile, r.Version, recordVersion)
 	}
 	for _, e := range r.Items {
 		if (e.Kind == KindFile || e.Kind == KindFolder || e.Kind == KindLink) && !strings.HasPrefix(e.Name, "/") {
-			return nil, kiln.Errorf(kiln.CodeFailed, "", "%s names %q, which is no absolute path", recordFile, e.Name)
+			return nil, kiln.Errorf(kiln.CodeFailed, "", "%s names %q, which is no absolute path", RecordFile, e.Name)
 		}
 	}
 	return &r, nil
@@ -107,5 +107,5 @@ func (h *host) writeRecord(r Record) error {
 	if err != nil {
 		return err
 	}
-	return h.write(Item{Kind: KindFile, Name: recordFile, Mode: 0o644, Text: append(b, '\n')})
+	return h.write(Item{Kind: KindFile, Name: RecordFile, Mode: 0o644, Text: append(b, '\n')})
 }

@@ -46,7 +46,7 @@ func (h *host) installed() (*Record, error) {
 		return record, err
 	}
 	hint := "a package is removed by its manager: apt-get remove kiln"
-	return nil, kiln.Errorf(kiln.CodeNotFound, hint, "kiln install has installed nothing here: there is no %s", recordFile)
+	return nil, kiln.Errorf(kiln.CodeNotFound, hint, "kiln install has installed nothing here: there is no %s", RecordFile)
 }
 
 // removal plans; busy is what runs on this machine, nil where that does not
@@ -190,7 +190,7 @@ func Uninstall(ctx context.Context, o RemoveOptions, tell func(Step) error) erro
 		if s.Item.Name == ConfigDir && len(left) == 0 {
 			// It would keep the folder from being empty. What is not done yet
 			// is done without it.
-			if err := ignoreMissing(h.root.Remove(h.at(recordFile))); err != nil {
+			if err := ignoreMissing(h.root.Remove(h.at(RecordFile))); err != nil {
 				return err
 			}
 		}
@@ -202,7 +202,7 @@ func Uninstall(ctx context.Context, o RemoveOptions, tell func(Step) error) erro
 		}
 	}
 	if len(left) == 0 {
-		return ignoreMissing(h.root.Remove(h.at(recordFile)))
+		return ignoreMissing(h.root.Remove(h.at(RecordFile)))
 	}
 	record.Items = left
 	return h.writeRecord(*record)
