@@ -8,7 +8,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.7.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 
-.PHONY: build demo demo-clean test lint bench fmt docs clean
+.PHONY: build demo demo-clean test lint bench package package-try fmt docs clean
 
 build: ## the two executables, into bin/
 	@scripts/need go
@@ -31,6 +31,14 @@ test: ## all tests; as root also those that need a real runtime and network
 bench: build ## the bars, as ratios within one run
 	@scripts/need runtime bench
 	@go run ./test/bench $(BENCH)
+
+package: ## a Debian package, into bin/package/
+	@scripts/need go
+	@scripts/package
+
+package-try: package ## installs, upgrades, removes and purges it in a throw-away Debian
+	@scripts/need package
+	@scripts/try-package
 
 lint: ## formatting, vet, the linters of .golangci.yml, known vulnerabilities
 	@scripts/need go
