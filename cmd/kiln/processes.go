@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/user"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -33,7 +36,7 @@ func processes() []*cobra.Command {
 }
 
 func keepCommand() *cobra.Command {
-	var service bool
+	var service, rehearse, sit bool
 	command := &cobra.Command{
 		Use: "keep", Hidden: true, Short: "Run the keeper of the data directory; kilnd starts it, or systemd", Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -44,14 +47,21 @@ func keepCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			self, err := os.Executable()
-			if err != nil {
-				return fmt.Errorf("find this program: %w", err)
-			}
 			uid, gid := gatewayIDs()
 			options := keep.Options{
-				DataDir: data, Gateway: []string{self, "gateway", "--data", data}, GatewayUID: uid, GatewayGID: gid,
-				Launch: []string{self, "launch"}, Version: version, Log: logger(),
+				DataDir: data, Gateway: []string{"", "gateway", "--data", data}, GatewayUID: uid, GatewayGID: gid,
+				Launch: []string{"", "launch"}, Version: version, Log: logger(),
+				Arguments: slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool { return arg == keep.RehearseFlag || arg == keep.SitFlag }),
+			}
+			switch {
+			case rehearse:
+				said, err := keep.Rehearse(options)
+				if err != nil {
+					return err
+				}
+				return json.NewEncoder(command.OutOrStdout()).Encode(said)
+			case sit && (!keep.Sit(options) || service):
+				return nil // systemd starts the keeper again
 			}
 			if service {
 				return keepService(command.Context(), options)
@@ -61,6 +71,8 @@ func keepCommand() *cobra.Command {
 			return keep.Run(context.WithoutCancel(command.Context()), options)
 		},
 	}
+	command.Flags().BoolVar(&rehearse, strings.TrimPrefix(keep.RehearseFlag, "--"), false, "say who this program is, as one that the keeper may become")
+	command.Flags().BoolVar(&sit, strings.TrimPrefix(keep.SitFlag, "--"), false, "see that another program comes up as the keeper")
 	command.Flags().BoolVar(&service, "service", false, "as a service: log to keep.log, tell systemd, end on SIGTERM")
 	return command
 }

@@ -16,18 +16,24 @@ import (
 
 // adopt takes over what a dead keeper left: what lives is watched and its
 // logs are read on, of the rest the end is known as far as it was recorded.
-func (k *keeper) adopt(from past) {
+// was is nil but for a keeper that was another program: its instances are its
+// children then.
+func (k *keeper) adopt(from past, was *state) {
 	sameBoot := from.boot == bootID()
-	for id, was := range from.processes {
-		p := &process{Process: was.process, started: make(chan struct{}), exit: was.exit}
+	expected := k.reaper.expect()
+	defer expected()
+	for id, then := range from.processes {
+		p := &process{Process: then.process, started: make(chan struct{}), exit: then.exit}
 		close(p.started)
-		if was.started == nil { // in the middle of its start
+		if then.started == nil { // in the middle of its start
 			p.exit = lost()
 			p.startedAt = time.Now().UTC()
 		} else {
-			p.pid, p.ticks, p.startedAt = was.started.PID, was.started.Ticks, was.started.At
+			p.pid, p.ticks, p.startedAt = then.started.PID, then.started.Ticks, then.started.At
 		}
+		k.mu.Lock()
 		k.processes[id] = p
+		k.mu.Unlock()
 		if p.exit != nil {
 			continue
 		}
@@ -35,15 +41,16 @@ func (k *keeper) adopt(from past) {
 			p.exit = lost()
 			continue
 		}
-		if err := k.adoptProcess(p); err != nil {
+		if err := k.adoptProcess(p, was); err != nil {
 			k.log.Warn("instance is gone", "instance", id, "error", err)
 			p.exit = lost()
 		}
 	}
 	if sameBoot {
-		k.gateway.inherit(from.gateways(), from.listeners)
+		k.gateway.inherit(from.gateways(), from.listeners, was)
 	}
 	k.sweepPipes()
+	k.reaper.look() // what ended while nobody waited
 }
 
 func lost() *kiln.Exit { return &kiln.Exit{At: time.Now().UTC(), Lost: true} }
@@ -51,12 +58,22 @@ func lost() *kiln.Exit { return &kiln.Exit{At: time.Now().UTC(), Lost: true} }
 // errGone means that a pid is free or another process's.
 var errGone = errors.New("its process is gone")
 
-func (k *keeper) adoptProcess(p *process) error {
+func (k *keeper) adoptProcess(p *process, was *state) error {
+	stat, err := readStat(p.pid)
+	if was != nil && (err != nil || stat.ticks == p.ticks) {
+		k.reopen(p, was)
+		if k.reaper.claim(p.pid) {
+			k.log.Info("instance goes on", "instance", p.ID, "pid", p.pid)
+			return nil
+		}
+	}
 	pidfd, err := openProcess(p.pid, p.ticks)
 	if err != nil {
 		return err
 	}
-	k.reopen(p)
+	if p.output == nil {
+		k.reopen(p, was)
+	}
 	k.pump.do(func() {
 		k.pump.watch(pidfd, func() {
 			k.pump.unwatch(pidfd)
@@ -99,11 +116,16 @@ func openProcess(pid int, ticks uint64) (int, error) {
 	return pidfd, nil
 }
 
-// reopen reads the instance's pipes on, where they have names.
-func (k *keeper) reopen(p *process) {
+// reopen reads the instance's pipes on, where they were inherited or have names.
+func (k *keeper) reopen(p *process, was *state) {
 	out := &output{instance: p.ID, writer: logs.NewWriter(p.LogDir, p.LogBytes)}
 	reads := map[string]int{}
+	parts := map[string][]byte{}
 	for _, name := range streamNames() {
+		if inherited := was.takePipe(p.ID, name); inherited.File >= 0 {
+			reads[name], parts[name] = inherited.File, inherited.Part
+			continue
+		}
 		fd, err := openPipe(pipePath(k.opt.DataDir, p.ID, name))
 		if err != nil {
 			k.log.Warn("logs of an instance are not read on", "instance", p.ID, "error", err)
@@ -111,7 +133,7 @@ func (k *keeper) reopen(p *process) {
 		}
 		reads[name] = fd
 	}
-	k.pump.open(out, reads)
+	k.pump.open(out, reads, parts)
 	p.output = out
 }
 

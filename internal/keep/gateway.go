@@ -41,7 +41,8 @@ type gateway struct {
 	running   *started            // the gateway that runs
 	starts    int
 
-	orphans orphans
+	orphans  orphans
+	spawning sync.Mutex // from a gateway's start until it is in the journal
 }
 
 func newGateway(k *keeper, dir string) (*gateway, error) {
@@ -98,7 +99,8 @@ func (g *gateway) home() error {
 // inherit takes the sockets that the gateways of a dead keeper hold. Those go
 // on serving until the next gateway has them too. What cannot be taken could be
 // opened by nobody while they live: then they are ended at once.
-func (g *gateway) inherit(gateways []started, names []string) {
+// was is nil but for a keeper that was another program, which has its sockets.
+func (g *gateway) inherit(gateways []started, names []string, was *state) {
 	g.orphans.adopt(gateways)
 	want := map[string]endpoint{}
 	for _, name := range names {
@@ -106,7 +108,12 @@ func (g *gateway) inherit(gateways []started, names []string) {
 			want[name] = e
 		}
 	}
-	taken := g.orphans.sockets(want)
+	var taken map[string]*os.File
+	if was != nil {
+		taken = was.takeListeners()
+	} else {
+		taken = g.orphans.sockets(want)
+	}
 	if len(taken) < len(want) || len(g.opt.Gateway) == 0 {
 		g.orphans.kill()
 	}
@@ -322,12 +329,11 @@ func (g *gateway) once(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	pid, ended, err := g.spawn(child)
+	pid, ended, err := g.begin(child)
 	_ = child.Close()
 	if err != nil {
 		return err
 	}
-	g.began(pid)
 	feeding := make(chan error, 1)
 	fctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -374,6 +380,17 @@ func describe(status unix.WaitStatus) string {
 	return fmt.Sprintf("exited with code %d", status.ExitStatus())
 }
 
+// begin starts a gateway and records it.
+func (g *gateway) begin(child *os.File) (int, <-chan unix.WaitStatus, error) {
+	g.spawning.Lock()
+	defer g.spawning.Unlock()
+	pid, ended, err := g.spawn(child)
+	if err == nil {
+		g.began(pid)
+	}
+	return pid, ended, err
+}
+
 // began records a gateway that has nothing yet.
 func (g *gateway) began(pid int) {
 	stat, _ := readStat(pid)
@@ -391,7 +408,7 @@ func (g *gateway) began(pid int) {
 
 // spawn starts the gateway as its own user.
 func (g *gateway) spawn(child *os.File) (int, <-chan unix.WaitStatus, error) {
-	program, err := exec.LookPath(g.opt.Gateway[0])
+	program, err := findProgram(g.opt.Gateway[0])
 	if err != nil {
 		return 0, nil, fmt.Errorf("start the gateway: %w", err)
 	}
@@ -403,7 +420,7 @@ func (g *gateway) spawn(child *os.File) (int, <-chan unix.WaitStatus, error) {
 		uid, gid := g.user()
 		command = slices.Concat(g.opt.Launch, launchArgs(uid, gid, command))
 	}
-	path, err := exec.LookPath(command[0])
+	path, err := findProgram(command[0])
 	if err != nil {
 		return 0, nil, fmt.Errorf("start the gateway: %w", err)
 	}
@@ -412,6 +429,7 @@ func (g *gateway) spawn(child *os.File) (int, <-chan unix.WaitStatus, error) {
 		return 0, nil, fmt.Errorf("start the gateway: %w", err)
 	}
 	defer func() { _ = null.Close() }()
+	command[0] = path
 	pid, ended, err := g.reaper.spawn(path, command, &syscall.ProcAttr{
 		Dir:   g.folder(),
 		Env:   gatewayEnv(),
@@ -422,6 +440,14 @@ func (g *gateway) spawn(child *os.File) (int, <-chan unix.WaitStatus, error) {
 		return 0, nil, fmt.Errorf("start the gateway: %w", err)
 	}
 	return pid, ended, nil
+}
+
+// findProgram is a program's path; no name is the program that runs.
+func findProgram(name string) (string, error) {
+	if name == "" {
+		return ThisProgram(), nil
+	}
+	return exec.LookPath(name)
 }
 
 // gatewayEnv is what the gateway may know of the keeper's environment.

@@ -38,8 +38,15 @@ type Options struct {
 	// count only when the keeper is root.
 	GatewayUID, GatewayGID int
 	// Launch is the command that calls Launch with the arguments that follow.
-	// A keeper that is root needs it to start the gateway.
+	// A keeper that is root needs it to start the gateway. Here and in Gateway
+	// an empty first word is the program that runs, wherever its file is now.
 	Launch []string
+	// Arguments are those that this keeper was started with, after the
+	// program's name: another program that it becomes gets the same.
+	Arguments []string
+	// ReplaceLimit bounds the rehearsal of another program, and then the time
+	// until it is up; 0 means 15 seconds.
+	ReplaceLimit time.Duration
 	// Version is shown by Ping.
 	Version string
 	// Ready is called once clients are answered; it may be nil.
@@ -67,6 +74,11 @@ type keeper struct {
 	subscribers map[*subscriber]bool
 
 	listening sync.Mutex // one Listen at a time
+
+	lock      *os.File
+	socket    *net.UnixListener
+	replacing sync.Mutex   // one replacement at a time
+	calls     sync.RWMutex // held for reading by what must not be cut short by one
 }
 
 // process is an instance. Its fields are guarded by keeper.mu, but for those
@@ -105,7 +117,11 @@ func Run(ctx context.Context, opt Options) error {
 	if err := os.MkdirAll(filepath.Join(run, pipesDir), 0o700); err != nil {
 		return fmt.Errorf("make the keeper's folder: %w", err)
 	}
-	lock, err := lockDir(run)
+	was, err := takeState()
+	if err != nil {
+		return err
+	}
+	lock, err := was.takeLock(run)
 	if err != nil {
 		return err
 	}
@@ -116,13 +132,14 @@ func Run(ctx context.Context, opt Options) error {
 
 	k := &keeper{
 		opt: opt, log: opt.Log, startedAt: time.Now(), stop: stop,
-		processes: map[string]*process{}, subscribers: map[*subscriber]bool{},
+		processes: map[string]*process{}, subscribers: map[*subscriber]bool{}, lock: lock,
 	}
-	return k.run(ctx, run)
+	return k.run(ctx, run, was)
 }
 
-// run puts the parts together and waits for them in the reverse order.
-func (k *keeper) run(ctx context.Context, dir string) error {
+// run puts the parts together and waits for them in the reverse order. was is
+// nil but for a keeper that was another program.
+func (k *keeper) run(ctx context.Context, dir string, was *state) error {
 	var err error
 	if k.pump, err = newPump(k.log); err != nil {
 		return err
@@ -139,21 +156,23 @@ func (k *keeper) run(ctx context.Context, dir string) error {
 	if k.gateway, err = newGateway(k, dir); err != nil {
 		return err
 	}
-	k.adopt(past)
+	k.adopt(past, was)
 	if len(past.listeners) > 0 {
 		if err := k.gateway.listen(ctx, past.listeners, false); err != nil {
 			k.log.Error("listeners were not opened again", "error", err)
 		}
 	}
 	k.journal.rewrite()
-	socket, err := listenUnix(filepath.Join(dir, "keep.sock"))
-	if err != nil {
+	if k.socket, err = was.takeSocket(filepath.Join(dir, "keep.sock")); err != nil {
 		return err
 	}
 	var parts sync.WaitGroup
 	parts.Go(func() { k.gateway.run(ctx) })
-	parts.Go(func() { k.serve(ctx, socket) })
+	parts.Go(func() { k.serve(ctx, k.socket) })
 	k.log.Info("keeper started", "pid", os.Getpid(), "processes", len(past.processes))
+	if was != nil {
+		was.settle()
+	}
 	if k.opt.Ready != nil {
 		k.opt.Ready()
 	}

@@ -73,6 +73,21 @@ func keeperRole(options string) int {
 		return 2
 	}
 	opt.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	opt.Arguments = os.Args[1:3]
+	if len(os.Args) > 3 && os.Args[3] == RehearseFlag {
+		said, err := Rehearse(opt)
+		if err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(said)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
+	if len(os.Args) > 3 && os.Args[3] == SitFlag && !Sit(opt) {
+		return 0
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if err := Run(ctx, opt); err != nil {

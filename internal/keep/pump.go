@@ -157,11 +157,12 @@ type stream struct {
 	part []byte // the beginning of a line, nil mostly
 }
 
-// open begins to read an instance's pipes, by stream name.
-func (p *pump) open(out *output, pipes map[string]int) {
+// open begins to read an instance's pipes, by stream name, after the lines that
+// were begun already.
+func (p *pump) open(out *output, pipes map[string]int, parts map[string][]byte) {
 	p.do(func() {
 		for name, fd := range pipes {
-			s := &stream{out: out, name: name, fd: fd}
+			s := &stream{out: out, name: name, fd: fd, part: parts[name]}
 			out.streams = append(out.streams, s)
 			p.watch(fd, func() { p.read(s) })
 		}

@@ -26,6 +26,7 @@ type reaper struct {
 
 	signals chan os.Signal
 	work    sync.WaitGroup
+	telling sync.WaitGroup // calls of ended; it grows under mu only
 }
 
 func newReaper(ended func(pid int, status unix.WaitStatus)) *reaper {
@@ -48,6 +49,7 @@ func (r *reaper) close() {
 	signal.Stop(r.signals)
 	close(r.signals)
 	r.work.Wait()
+	r.telling.Wait()
 }
 
 // reap takes one ended child, if there is one. The lock is held over the wait,
@@ -69,11 +71,32 @@ func (r *reaper) reap() bool {
 		delete(r.children, pid)
 	case r.instances[pid]:
 		delete(r.instances, pid)
-		r.work.Go(func() { r.ended(pid, status) })
+		r.tell(pid, status)
 	case r.starting > 0:
 		r.orphans[pid] = status
 	}
 	return true
+}
+
+func (r *reaper) tell(pid int, status unix.WaitStatus) {
+	r.telling.Go(func() { r.ended(pid, status) })
+}
+
+// look has the children looked at as if one had ended.
+func (r *reaper) look() {
+	select {
+	case r.signals <- unix.SIGCHLD:
+	default: // it is to be done anyway
+	}
+}
+
+// still runs f while no child is started or waited for, and the end of each
+// that was waited for is told.
+func (r *reaper) still(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.telling.Wait()
+	f()
 }
 
 // spawn starts a child; its end is sent to the channel.
@@ -116,7 +139,7 @@ func (r *reaper) claim(pid int) bool {
 	status, ok := r.orphans[pid]
 	if ok {
 		delete(r.orphans, pid)
-		r.work.Go(func() { r.ended(pid, status) })
+		r.tell(pid, status)
 	}
 	return ok
 }

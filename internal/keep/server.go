@@ -126,7 +126,9 @@ func (k *keeper) answer(ctx context.Context, conn *net.UnixConn, req request) {
 			r.Error = kiln.Errorf(kiln.CodeInvalid, "", "start: no process")
 			break
 		}
+		k.calls.RLock()
 		status, err := k.start(ctx, *req.Process)
+		k.calls.RUnlock()
 		r.Process, r.Error = &status, toError(err)
 	case methodList:
 		r.Processes = k.list()
@@ -134,9 +136,13 @@ func (k *keeper) answer(ctx context.Context, conn *net.UnixConn, req request) {
 		k.stream(ctx, conn)
 		return
 	case methodForget:
+		k.calls.RLock()
 		r.Error = toError(k.forget(req.ID))
+		k.calls.RUnlock()
 	case methodListen:
+		k.calls.RLock()
 		r.Error = toError(k.listen(ctx, req.Listeners))
+		k.calls.RUnlock()
 	case methodStop:
 		r.Error = toError(k.mayStop(req.Force))
 		k.reply(conn, r)
@@ -144,6 +150,8 @@ func (k *keeper) answer(ctx context.Context, conn *net.UnixConn, req request) {
 			k.stop(errStopped)
 		}
 		return
+	case methodReplace:
+		r.Error = toError(k.replace(req.Program))
 	default:
 		r.Error = kiln.Errorf(kiln.CodeInvalid, "", "the keeper knows no method %q", req.Method)
 	}

@@ -167,7 +167,7 @@ func (k *keeper) plumb(p *process) ([]*os.File, error) {
 		reads[name] = one.read
 		writers = append(writers, one.write)
 	}
-	k.pump.open(out, reads)
+	k.pump.open(out, reads, nil)
 	p.output = out
 	return writers, nil
 }

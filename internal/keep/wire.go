@@ -30,6 +30,8 @@ const (
 	methodForget = "forget"
 	methodListen = "listen"
 	methodStop   = "stop"
+	// methodReplace is answered only when it did not work.
+	methodReplace = "replace"
 )
 
 type request struct {
@@ -39,6 +41,7 @@ type request struct {
 	ID        string        `json:"id,omitempty"`
 	Listeners []string      `json:"listeners,omitempty"`
 	Force     bool          `json:"force,omitempty"`
+	Program   string        `json:"program,omitempty"`
 }
 
 type response struct {

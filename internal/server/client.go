@@ -348,7 +348,7 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
-	if err := CheckSkew(c.version, response.Header.Get(VersionHeader)); err != nil {
+	if err := kiln.CheckSkew("kiln", c.version, "kilnd", response.Header.Get(VersionHeader)); err != nil {
 		_ = response.Body.Close()
 		return nil, err
 	}

@@ -115,7 +115,7 @@ func (a *api) enter(need kiln.Role, next http.HandlerFunc) http.Handler {
 		}
 		defer end()
 		w.Header().Set(VersionHeader, a.Version.Version)
-		if err := CheckSkew(r.Header.Get(VersionHeader), a.Version.Version); err != nil {
+		if err := kiln.CheckSkew("kiln", r.Header.Get(VersionHeader), "kilnd", a.Version.Version); err != nil {
 			a.refuse(w, r, response, err)
 			return
 		}

@@ -499,25 +499,6 @@ func TestPeersAreJudgedByUserAndGroup(t *testing.T) {
 }
 
 func TestSkew(t *testing.T) {
-	for _, c := range []struct {
-		client, server string
-		ok             bool
-	}{
-		{"1.4.0", "1.4.9", true},
-		{"1.5.0", "v1.4.9", true},
-		{"1.4.0", "1.6.0", false},
-		{"2.0.0", "1.9.0", false},
-		{"1.4-rc1", "1.2.0", false},
-		{"dev", "1.2.0", true},
-		{"", "1.2.0", true},
-	} {
-		if err := CheckSkew(c.client, c.server); (err == nil) != c.ok {
-			t.Errorf("%s with %s: %v", c.client, c.server, err)
-		}
-	}
-	if err := CheckSkew("1.9.0", "1.2.0"); !strings.Contains(err.Error(), "kilnd is too old") {
-		t.Error(err)
-	}
 	f := serve(t, nil)
 	if _, err := NewClient(f.socket, "1.1.0").Version(t.Context()); err == nil || !strings.Contains(err.Error(), "kiln is too old") {
 		t.Errorf("over the wire: %v", err)
