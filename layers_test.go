@@ -74,11 +74,11 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "install", "systemd")
+			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "install", "systemd", "upgrade")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
-	case f.pkg == "install", f.pkg == "systemd":
-		return only(own, "it knows files and accounts, or systemd, and nothing else of Kiln", f.pkg)
+	case f.pkg == "install", f.pkg == "systemd", f.pkg == "upgrade":
+		return only(own, "it knows files and accounts, or systemd, or steps, and nothing else of Kiln", f.pkg)
 	case strings.HasPrefix(f.path, "cmd/kiln/") && imported == module+"/internal/bake/debian/strip":
 		return "" // small, and no more of baking than that
 	case strings.HasPrefix(f.path, "cmd/kiln/"):

@@ -23,6 +23,6 @@ func run() int {
 	context.AfterFunc(ctx, stop)
 	return cli.Run(ctx, cli.Options{
 		Args: os.Args[1:], Environ: os.Environ(), In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
-		Version: version, Processes: processes(),
+		Version: version, Processes: processes(), Keeper: keeperClient{},
 	})
 }

@@ -40,6 +40,10 @@ func run(args []string, speech io.Writer) int {
 	case err == nil && g.version:
 		_, _ = fmt.Fprintln(os.Stdout, "kilnd "+version)
 		return cli.ExitOK
+	case err == nil && g.rehearse:
+		err = rehearse(ctx, g, os.Stdout)
+	case err == nil && g.goBack:
+		err = goBack(ctx, g)
 	case err == nil && g.check:
 		err = check(g, speech)
 	case err == nil:

@@ -28,6 +28,8 @@ type given struct {
 	level      *slog.Level
 	version    bool
 	check      bool
+	rehearse   bool
+	goBack     bool
 }
 
 const usage = `Usage: kilnd [flags]
@@ -58,6 +60,10 @@ func parse(args []string, getenv func(string) string) (given, error) {
 	secure := flags.String("https", getenv("KILN_LISTEN_HTTPS"), `public HTTPS: "address:port", several with commas, or "off" (KILN_LISTEN_HTTPS) (default `+strconv.Quote(cli.DefaultHTTPS)+")")
 	storage := flags.String("storage-max", getenv("KILN_STORAGE_MAX"), "bound of images, caches, seals and logs together, such as 40GiB; 0 is no bound (KILN_STORAGE_MAX)")
 	level := flags.String("log-level", getenv("KILN_LOG_LEVEL"), "debug, info, warn or error (KILN_LOG_LEVEL)")
+	// kiln upgrade asks these.
+	flags.BoolVar(&g.rehearse, "rehearse", false, "say who this program is, as one that may become the control plane")
+	flags.BoolVar(&g.goBack, "go-back", false, "undo what a newer control plane did to the ledger")
+	_, _ = flags.MarkHidden("rehearse"), flags.MarkHidden("go-back")
 	flags.BoolVar(&g.version, "version", false, "print the version")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {

@@ -155,7 +155,7 @@ func (p *plane) openLedger(ctx context.Context) (err error) {
 	}
 	p.reserve = newReserve(p.dir("ledger", "reserve"), p.log)
 	err = p.reserve.write(ctx, func() (err error) {
-		p.ledger, err = ledger.Open(ctx, p.dir("ledger", "ledger.db"))
+		p.ledger, err = ledger.Open(ctx, ledgerPath(p.data))
 		return err
 	})
 	if err != nil {
@@ -187,6 +187,13 @@ func (p *plane) openKeeper(ctx context.Context) error {
 	}
 	p.keeper = &keeper{data: p.data, program: program, unit: os.Getenv(keeperUnit), log: p.log}
 	if p.keep, err = p.keeper.dial(ctx); err != nil {
+		return err
+	}
+	info, err := p.keep.Ping(ctx)
+	if err == nil {
+		err = kiln.CheckSkew("kilnd", version, "the keeper", info.Version)
+	}
+	if err != nil {
 		return err
 	}
 	p.gateway = gateway.NewClient(p.dir("run", "gateway.sock"))
@@ -269,6 +276,7 @@ func (p *plane) live(ctx context.Context) {
 	if err := p.service.Ready(); err != nil {
 		p.log.Warn("systemd was not told", "error", err)
 	}
+	p.upgraded()
 	client := server.NewClient(p.dir(server.SocketName), version)
 	alive := func(ctx context.Context) error {
 		_, err := client.Version(ctx)

@@ -30,6 +30,8 @@ type Options struct {
 	Out     io.Writer
 	Err     io.Writer
 	Version string
+	// Keeper is how a data directory's keeper is reached; kiln upgrade needs it.
+	Keeper Keeper
 	// Processes are the commands that run Kiln's own processes.
 	Processes []*cobra.Command
 }
@@ -110,7 +112,7 @@ func (a *app) root() *cobra.Command {
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
 		a.configCommand(), a.doctorCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
-		a.shutdownCommand(), a.tokenCommand(), a.versionCommand(),
+		a.shutdownCommand(), a.tokenCommand(), a.upgradeCommand(), a.versionCommand(),
 		exitCodesTopic(), refusedCommand("exec"), refusedCommand("ssh"),
 	)
 	root.AddCommand(a.Processes...)

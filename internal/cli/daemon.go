@@ -19,6 +19,7 @@ import (
 	"github.com/kilnproject/kiln/internal/install"
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/systemd"
+	"github.com/kilnproject/kiln/internal/upgrade"
 )
 
 const (
@@ -60,6 +61,9 @@ func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progres
 	if installed(ctx, data) {
 		return a.startUnit(ctx, client, p)
 	}
+	if err := a.resumeUpgrade(ctx, data); err != nil {
+		return err
+	}
 	program, err := findDaemon()
 	if err != nil {
 		return err
@@ -68,7 +72,7 @@ func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progres
 		return kiln.Errorf(kiln.CodeFailed, "--data names another directory", "make the data directory: %w", err)
 	}
 	p.note(stageSend, "starting the control plane", false)
-	d, err := a.launch(program, data)
+	d, err := launch(data, program, upgrade.Command{Args: []string{"--data", data}, Env: a.Environ})
 	if err != nil {
 		return kiln.Errorf(kiln.CodeUnavailable, "", "start %s: %w", program, err)
 	}
@@ -131,9 +135,11 @@ type daemon struct {
 	log    string
 	offset int64 // of the log, where this start begins
 	exited chan error
+	pid    int
+	limit  time.Duration // of its start; 0 is startTimeout
 }
 
-func (a *app) launch(program, data string) (*daemon, error) {
+func launch(data, program string, c upgrade.Command) (*daemon, error) {
 	d := &daemon{log: filepath.Join(data, "kilnd.log"), exited: make(chan error, 1)}
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -144,14 +150,15 @@ func (a *app) launch(program, data string) (*daemon, error) {
 		return nil, err
 	}
 	// Not CommandContext: it must outlive this command.
-	command := exec.Command(program, "--data", data) //nolint:noctx // see above
-	command.Env = a.Environ
+	command := exec.Command(program, c.Args...) //nolint:noctx // see above
+	command.Env = c.Env
 	command.Dir = "/"
 	command.Stdout, command.Stderr = log, log
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {
 		return nil, err
 	}
+	d.pid = command.Process.Pid
 	go func() { d.exited <- command.Wait() }() // ends with kilnd or with this process
 	return d, nil
 }
@@ -159,7 +166,11 @@ func (a *app) launch(program, data string) (*daemon, error) {
 // await returns once the control plane answers. A kilnd that ended because
 // another was faster is no failure.
 func (d *daemon) await(ctx context.Context, client *server.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	limit := startTimeout
+	if d.limit > 0 {
+		limit = d.limit
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -177,7 +188,7 @@ func (d *daemon) await(ctx context.Context, client *server.Client) error {
 			exited = nil // another start was faster: wait for that one
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return d.failed("kilnd does not answer after " + startTimeout.String())
+				return d.failed("kilnd does not answer after " + limit.String())
 			}
 			return ctx.Err()
 		case <-tick.C:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/server"
+	"github.com/kilnproject/kiln/internal/upgrade"
 )
 
 // program writes a shell script that stands in for kilnd.
@@ -24,12 +25,11 @@ func program(t *testing.T, script string) string {
 }
 
 func TestADaemonThatDoesNotStartSaysWhy(t *testing.T) {
-	a, _, _ := testApp()
 	data := t.TempDir()
 	if err := os.WriteFile(filepath.Join(data, "kilnd.log"), []byte("error: of an earlier start\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := a.launch(program(t, "echo data $2; echo 'error: no luck today'; exit 6"), data)
+	d, err := launch(data, program(t, "echo data $2; echo 'error: no luck today'; exit 6"), upgrade.Command{Args: []string{"--data", data}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,8 +44,7 @@ func TestADaemonThatDoesNotStartSaysWhy(t *testing.T) {
 }
 
 func TestAProgramThatCannotRunIsAnError(t *testing.T) {
-	a, _, _ := testApp()
-	if _, err := a.launch(filepath.Join(t.TempDir(), "absent"), t.TempDir()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := launch(t.TempDir(), filepath.Join(t.TempDir(), "absent"), upgrade.Command{}); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 }

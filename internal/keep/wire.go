@@ -15,7 +15,9 @@ import (
 // request, and reads one, a response; for "watch" one response a change, until
 // either side closes. Both say their version.
 const (
-	protocol = 1
+	// Protocol is its version.
+	Protocol = 1
+	protocol = Protocol
 	// maxRequest and maxResponse bound one line, in bytes.
 	maxRequest  = 1 << 20
 	maxResponse = 16 << 20

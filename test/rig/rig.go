@@ -31,6 +31,9 @@ type TB interface {
 	Cleanup(f func())
 }
 
+// Version is that of the executables.
+const Version = "0.1.0-rig"
+
 // Longest bounds a wait for something that comes: only a failure takes so
 // long, however busy the machine is.
 const Longest = 3 * time.Minute
@@ -60,7 +63,7 @@ func build() (string, error) {
 		return "", err
 	}
 	for _, pkg := range []string{"./cmd/kiln", "./cmd/kilnd", "./test/app"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version=test", "-o", dir+"/", pkg)
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version="+Version, "-o", dir+"/", pkg)
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -79,7 +82,12 @@ func moduleRoot() (string, error) {
 }
 
 // New builds the executables and starts a control plane.
-func New(t TB) *Rig {
+func New(t TB) *Rig { return newRig(t, false) }
+
+// NewApart is New with executables of the rig's own, which may be replaced.
+func NewApart(t TB) *Rig { return newRig(t, true) }
+
+func newRig(t TB, apart bool) *Rig {
 	t.Helper()
 	bin, err := bins()
 	if err != nil {
@@ -97,6 +105,10 @@ func New(t TB) *Rig {
 		}
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(data) })
+	if apart {
+		r.bin = filepath.Join(data, "bin")
+		r.build(r.bin, Version, "kiln", "kilnd", "app")
+	}
 	t.Cleanup(r.end)
 	r.Start()
 	return r
@@ -109,6 +121,40 @@ func freeAddress(t TB) string {
 		t.Fatalf("%v", err)
 	}
 	return fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// Build makes a folder with kiln and kilnd of another version, as long as
+// Version, and returns it.
+func (r *Rig) Build(version string) string {
+	r.t.Helper()
+	dir := filepath.Join(filepath.Dir(r.Data), version)
+	r.build(dir, version, "kiln", "kilnd")
+	return dir
+}
+
+// build copies executables, and changes the version that the linker wrote into
+// them: linking them anew would take half a minute.
+func (r *Rig) build(dir, version string, names ...string) {
+	r.t.Helper()
+	from, err := bins()
+	if err == nil {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	for _, name := range names {
+		var b []byte
+		if err == nil {
+			b, err = os.ReadFile(filepath.Join(from, name))
+		}
+		if name != "app" && err == nil && (!bytes.Contains(b, []byte(Version)) || len(version) != len(Version)) {
+			err = fmt.Errorf("%s has no version to be changed to %s", name, version)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), bytes.ReplaceAll(b, []byte(Version), []byte(version)), 0o755)
+		}
+	}
+	if err != nil {
+		r.t.Fatalf("%v", err)
+	}
 }
 
 // Bin returns the path of a built executable: "kiln", "kilnd" or "app".
