@@ -346,6 +346,7 @@ func TestMigrationCopiesAndRefusesDowngrade(t *testing.T) {
 	if r := sound(t, old); r.Events != 1 {
 		t.Fatalf("the copy has %d events", r.Events)
 	}
+	check(t, old.Close())
 	bad := append(steps, "CREATE TABLE more (x INTEGER)")
 	if _, err := open(t.Context(), path, bad); err == nil {
 		t.Fatal("a migration that failed was taken")

@@ -318,7 +318,7 @@ func Resume(ctx context.Context, data string, ps Processes, start bool, report f
 	if j.Step != goingBack {
 		j.Reached = j.Step
 	}
-	report("going back to %s: the control plane of %s did not come up", j.From, j.To)
+	report("going back to %s: the upgrade to %s was cut short", j.From, j.To)
 	return true, u.undo(ctx, false)
 }
 
