@@ -31,6 +31,7 @@ func items() []item {
 		{"change", "a changed line to live traffic", benchChange},
 		{"rollback", "back to the parked release at 2,000 GET a second", benchRollback},
 		{"kill", "an instance killed under load", benchKill},
+		{"upgrade", "Kiln itself replaced by another version under load", benchUpgrade},
 		{"rest", "memory at rest, and kiln version", benchRest},
 		{"memory", "Kiln's own memory per instance, from 100 to 500", benchMemory},
 		{"gateway", "the gateway beside nginx", benchGateway},

@@ -91,9 +91,21 @@ func cleared(t *testing.T, r *rig.Rig) {
 func TestUpgrade(t *testing.T) {
 	r := newApart(t)
 	from := r.Build(next)
+	t.Run("a keeper that is too old is refused", func(t *testing.T) { keeperIsTooOld(t, r) })
 	t.Run("what fails goes back", func(t *testing.T) { upgradeFails(t, r, from) })
 	t.Run("what is killed goes back", func(t *testing.T) { upgradeIsKilled(t, r, from) })
 	t.Run("what works fails no request", func(t *testing.T) { upgradeWorks(t, r, from) })
+}
+
+// keeperIsTooOld starts a control plane beside a keeper of two minor versions
+// before.
+func keeperIsTooOld(t *testing.T, r *rig.Rig) {
+	r.KillDaemon()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(r.Build(tooNew), "kilnd"), "--data", r.Data, "--http", r.HTTP, "--https", r.TLS).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "the keeper is too old for kilnd") || !strings.Contains(string(out), "hint: upgrade the keeper first") {
+		t.Errorf("%v %s", err, out)
+	}
+	r.Start()
 }
 
 func upgradeWorks(t *testing.T, r *rig.Rig, from string) {
@@ -116,6 +128,15 @@ func upgradeWorks(t *testing.T, r *rig.Rig, from string) {
 		}
 	}
 	cleared(t, r)
+	for _, version := range []string{rig.Version, next, tooNew} {
+		if out, err := exec.CommandContext(t.Context(), filepath.Join(r.Build(version), "kiln"), "--data", r.Data, "status").CombinedOutput(); err != nil {
+			t.Errorf("kiln %s with kilnd %s: %v %s", version, next, err, out)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), filepath.Join(r.Build("0.4.0-rig"), "kiln"), "--data", r.Data, "status").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "hint: upgrade kilnd first") {
+		t.Errorf("two minor versions apart: %v %s", err, out)
+	}
 
 	// The new version does what Kiln does, and the keeper knows its children's ends.
 	if err := syscall.Kill(after.instances[0], syscall.SIGKILL); err != nil {
