@@ -103,7 +103,11 @@ func (a *app) upgrade(ctx context.Context, f upgradeFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.upgraded(fmt.Sprintf("%s is upgraded to %s", result.From, result.To), &result)
+	text := fmt.Sprintf("%s is upgraded to %s", result.From, result.To)
+	if result.From == "" {
+		text = "nothing ran; " + result.To + " is in place"
+	}
+	return a.upgraded(text, &result)
 }
 
 func (a *app) upgraded(text string, result *upgrade.Result) error {
