@@ -23,7 +23,7 @@ import (
 )
 
 //go:embed script
-var scripts embed.FS //nolint:gochecknoglobals // as go:embed wants it
+var scripts embed.FS
 
 // maintainer is whom Debian's tools name.
 const maintainer = "The Kiln authors <kiln@kilnproject.invalid>"

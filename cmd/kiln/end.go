@@ -73,13 +73,9 @@ func membersBelow(hierarchies, group string) ([]int, error) {
 	for _, root := range []string{hierarchies, filepath.Join(hierarchies, "pids")} {
 		err := filepath.WalkDir(filepath.Join(root, group), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.Name() == "cgroup.procs" {
-				var b []byte
-				b, err = os.ReadFile(path)
-				for field := range strings.FieldsSeq(string(b)) {
-					if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
-						all = append(all, pid)
-					}
-				}
+				var members []int
+				members, err = readMembers(path)
+				all = append(all, members...)
 			}
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) { // a group that goes away
 				return nil
@@ -91,6 +87,18 @@ func membersBelow(hierarchies, group string) ([]int, error) {
 		}
 	}
 	return all, nil
+}
+
+// readMembers reads a cgroup.procs.
+func readMembers(path string) ([]int, error) {
+	b, err := os.ReadFile(path)
+	var all []int
+	for field := range strings.FieldsSeq(string(b)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+			all = append(all, pid)
+		}
+	}
+	return all, err
 }
 
 // leadsNamespace says whether a process is number 1 of a PID namespace

@@ -71,7 +71,7 @@ func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progres
 	if err := os.MkdirAll(data, 0o711); err != nil { //nolint:gosec // what is inside has modes of its own; the gateway passes through
 		return kiln.Errorf(kiln.CodeFailed, "--data names another directory", "make the data directory: %w", err)
 	}
-	p.note(stageSend, "starting the control plane", false)
+	p.note("starting the control plane", false)
 	d, err := launch(data, program, upgrade.Command{Args: []string{"--data", data}, Env: a.Environ})
 	if err != nil {
 		return kiln.Errorf(kiln.CodeUnavailable, "", "start %s: %w", program, err)
@@ -79,7 +79,7 @@ func (a *app) startDaemon(ctx context.Context, client *server.Client, p *progres
 	if err := d.await(ctx, client); err != nil {
 		return err
 	}
-	p.note(stageSend, "starting the control plane", true)
+	p.note("starting the control plane", true)
 	return nil
 }
 
@@ -100,7 +100,7 @@ func (a *app) startUnit(ctx context.Context, client *server.Client, p *progress)
 			a.say("%s has no effect: systemd starts the control plane, with what %s says", name, install.ConfigFile)
 		}
 	}
-	p.note(stageSend, "starting "+install.DaemonUnit, false)
+	p.note("starting "+install.DaemonUnit, false)
 	if err := systemd.Start(ctx, install.DaemonUnit); err != nil {
 		return kiln.Errorf(kiln.CodeUnavailable, "systemctl status "+install.DaemonUnit, "%w", err)
 	}
@@ -108,7 +108,7 @@ func (a *app) startUnit(ctx context.Context, client *server.Client, p *progress)
 	if err := d.await(ctx, client); err != nil {
 		return err
 	}
-	p.note(stageSend, "starting "+install.DaemonUnit, true)
+	p.note("starting "+install.DaemonUnit, true)
 	return nil
 }
 

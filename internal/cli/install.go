@@ -47,7 +47,7 @@ Without systemd it says what to start.`,
 }
 
 func (a *app) install(ctx context.Context, f installFlags) error {
-	o, err := a.installOptions(f)
+	o, err := a.installOptions(f) //nolint:contextcheck // its pages are of commands that are not run
 	if err != nil {
 		return err
 	}

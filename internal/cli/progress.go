@@ -84,9 +84,9 @@ func (p *progress) close() {
 	}
 }
 
-// note shows a step of the command's own.
-func (p *progress) note(stage, step string, done bool) {
-	p.show(kiln.Progress{Stage: stage, Step: step, Done: done})
+// note shows a step of the command's own, before anything is sent.
+func (p *progress) note(step string, done bool) {
+	p.show(kiln.Progress{Stage: stageSend, Step: step, Done: done})
 }
 
 // show takes one piece of news.

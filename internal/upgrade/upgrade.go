@@ -180,12 +180,7 @@ func (u *run) forward(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{replaceKeeper, "replaced the keeper and the gateway", func(ctx context.Context) error { return u.ps.Keeper(ctx, u.new().Kiln) }},
-		{replaceFiles, "replaced the files", func(ctx context.Context) error {
-			if err := u.put(u.new()); err != nil {
-				return err
-			}
-			return u.ps.Files(ctx, u.Place.Kiln)
-		}},
+		{replaceFiles, "replaced the files", func(ctx context.Context) error { return u.files(ctx, u.new()) }},
 		{replaceDaemon, "replaced the control plane", u.daemon},
 	}
 	if u.Command == nil {
@@ -254,10 +249,7 @@ func (u *run) undo(ctx context.Context, start bool) error {
 		return err
 	}
 	if u.InPlace || u.Reached != replaceKeeper && u.Reached != staged {
-		if err := u.put(u.old()); err != nil {
-			return err
-		}
-		if err := u.ps.Files(ctx, u.Place.Kiln); err != nil {
+		if err := u.files(ctx, u.old()); err != nil {
 			return err
 		}
 	}
@@ -265,13 +257,21 @@ func (u *run) undo(ctx context.Context, start bool) error {
 		if err := u.ps.GoBack(ctx, u.Place.Kilnd, *u.Command); err != nil {
 			return err
 		}
-		if start {
-			if err := u.ps.Start(ctx, u.Place.Kilnd, *u.Command); err != nil {
-				return err
-			}
+	}
+	if daemon && start {
+		if err := u.ps.Start(ctx, u.Place.Kilnd, *u.Command); err != nil {
+			return err
 		}
 	}
 	return u.clear()
+}
+
+// files puts programs into their place.
+func (u *run) files(ctx context.Context, from Programs) error {
+	if err := u.put(from); err != nil {
+		return err
+	}
+	return u.ps.Files(ctx, u.Place.Kiln)
 }
 
 // Resume ends an upgrade that was cut short: it goes on where only the control

@@ -173,7 +173,7 @@ func (w *world) GoBack(context.Context, string, Command) error {
 }
 
 // run upgrades, or says that it was killed.
-func (w *world) run(f func() error) (err error, wasKilled bool) { //nolint:revive // the error is not the last
+func (w *world) run(f func() error) (err error, wasKilled bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			if _, ok := r.(killed); !ok {
@@ -186,7 +186,7 @@ func (w *world) run(f func() error) (err error, wasKilled bool) { //nolint:reviv
 	return f(), false
 }
 
-func (w *world) upgrade() (error, bool) { //nolint:revive // see run
+func (w *world) upgrade() (error, bool) {
 	return w.run(func() error { _, err := Run(w.t.Context(), w.options(), w); return err })
 }
 
