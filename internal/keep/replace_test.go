@@ -165,7 +165,7 @@ func TestAProgramThatCannotBeTheKeeperIsRefused(t *testing.T) {
 	r := newRig(t, false)
 	r.opt.ReplaceLimit, r.opt.Version = time.Second, "1.4.0"
 	r.restart()
-	r.run("a", "sleep 1000")
+	r.run("a", "exec sleep 1000")
 	before := r.ping()
 	notExecutable := r.script("plain", "exit 0")
 	if err := os.Chmod(notExecutable, 0o644); err != nil {
@@ -209,7 +209,7 @@ func TestAProgramThatDoesNotComeUpIsTakenBack(t *testing.T) {
 			if err := r.Listen(t.Context(), []string{"tcp://" + address}); err != nil {
 				t.Fatal(err)
 			}
-			was := r.run("a", "sleep 1000")
+			was := r.run("a", "exec sleep 1000")
 			before := r.ping()
 			end := asking(address)
 			_, err := r.Replace(t.Context(), r.script("bad", text))
@@ -232,14 +232,14 @@ func TestAProgramThatDoesNotComeUpIsTakenBack(t *testing.T) {
 
 func TestAProgramThatCannotBeExecutedChangesNothing(t *testing.T) {
 	r := newRig(t, true)
-	r.run("a", "sleep 1000")
+	r.run("a", "exec sleep 1000")
 	before := r.ping()
 	// It can be rehearsed once, and is gone then.
 	once := r.script("once", `rm "$0"; echo '{"version":"x","protocol":1,"form":1}'`)
 	if _, err := r.Replace(t.Context(), once); !errors.Is(err, &kiln.Error{Code: kiln.CodeFailed}) || !strings.Contains(err.Error(), "execute") {
 		t.Errorf("%v", err)
 	}
-	r.run("b", "sleep 1000")
+	r.run("b", "exec sleep 1000")
 	if now := r.ping(); !now.StartedAt.Equal(before.StartedAt) || now.Living != 2 || now.GatewayPID != before.GatewayPID {
 		t.Errorf("%+v, before %+v", now, before)
 	}
