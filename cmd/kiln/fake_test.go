@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -34,7 +35,7 @@ func fakeDaemon() {
 	}
 	log := slog.New(slog.DiscardHandler)
 	handler := server.New(server.Options{
-		Control: fake{}, Store: sink{}, Log: log, Version: server.Version{Version: "dev", PID: os.Getpid()},
+		Control: fake{}, Ledger: fake{}, Store: sink{}, Log: log, Version: server.Version{Version: "dev", PID: os.Getpid()},
 		NotifyTest: func(_ context.Context, name, _ string) ([]server.NotifyResult, error) {
 			all := []server.NotifyResult{{Name: "ops", URL: "https://ops.test", Status: 204, Took: time.Millisecond}, {Name: "chat", URL: "https://chat.test", Error: "no \x1b[2Janswer"}}
 			switch name {
@@ -157,6 +158,25 @@ func (fake) Logs(_ context.Context, w io.Writer, q kiln.LogQuery) error {
 		}
 	}
 	return nil
+}
+
+func (fake) Verify(_ context.Context, tip string) (kiln.LedgerReport, error) {
+	r := kiln.LedgerReport{Events: 100, Rows: 7, Tip: "100:" + strings.Repeat("ab", 32), Took: time.Second}
+	switch tip {
+	case "":
+		r.Faults = []kiln.LedgerFault{{Record: "event 42", Problem: "its content is not what was written"}}
+		r.Damage = image()
+	case "bad":
+		return r, kiln.Errorf(kiln.CodeInvalid, "", "it is no tip")
+	}
+	return r, nil
+}
+
+func (f fake) Accept(ctx context.Context, _ string, damage kiln.Digest) (kiln.LedgerReport, error) {
+	if damage != image() {
+		return kiln.LedgerReport{}, kiln.Errorf(kiln.CodeConflict, "", "another damage")
+	}
+	return f.Verify(ctx, "")
 }
 
 // sink takes every blob.

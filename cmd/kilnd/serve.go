@@ -155,6 +155,9 @@ func (p *plane) openLedger(ctx context.Context) (err error) {
 		return err
 	}
 	p.later(p.ledger.Close)
+	if err := p.reserve.write(ctx, func() error { return claimMachine(ctx, p.ledger, thisMachine(), false) }); err != nil {
+		return err
+	}
 	p.reserve.ledger = p.ledger
 	p.reserve.take()
 	return nil
@@ -207,7 +210,7 @@ func (p *plane) openBaker(ctx context.Context) (err error) {
 // api is what the API is made from; end ends the control plane.
 func (p *plane) api(end func()) server.Options {
 	return server.Options{
-		Control: p.control, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
+		Control: p.control, Ledger: p.ledger, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
 		Settings: p.view, Reload: p.reload,
 		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify,

@@ -389,6 +389,8 @@ func TestEveryRouteHasARole(t *testing.T) {
 		"POST /v1/bake":          kiln.RoleDeploy,
 		"POST /v1/rollback":      kiln.RoleDeploy,
 		"POST /v1/down":          kiln.RoleDeploy,
+		"POST /v1/ledger/verify": kiln.RoleAdmin,
+		"POST /v1/ledger/accept": kiln.RoleAdmin,
 		"POST /v1/reload":        kiln.RoleAdmin,
 		"POST /v1/notify/test":   kiln.RoleAdmin,
 		"POST /v1/shutdown":      kiln.RoleAdmin,

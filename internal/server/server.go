@@ -37,6 +37,8 @@ type Options struct {
 	Access *Access
 	// Record puts an event into the history; nil drops it.
 	Record func(ctx context.Context, e kiln.Event) error
+	// Ledger is checked, and accepted as it is, on request.
+	Ledger Ledger
 	// Shutdown ends every environment and then Kiln's own processes; nil when
 	// the server cannot be asked for it.
 	Shutdown func(ctx context.Context, actor string, progress func(kiln.Progress)) error
