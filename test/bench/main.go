@@ -33,6 +33,8 @@ func items() []item {
 		{"kill", "an instance killed under load", benchKill},
 		{"rest", "memory at rest, and kiln version", benchRest},
 		{"memory", "Kiln's own memory per instance, from 100 to 500", benchMemory},
+		{"ledger", "a ledger of a million events", benchLedger},
+		{"powercut", "a ledger whose power is cut", benchPowerCut},
 		{"gateway", "the gateway beside nginx", benchGateway},
 	}
 }
