@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/backup"
 	"github.com/kilnproject/kiln/internal/control"
 	"github.com/kilnproject/kiln/internal/server"
 )
@@ -46,11 +48,35 @@ func fakeDaemon() {
 			}
 			return nil, kiln.Errorf(kiln.CodeNotFound, "kiln config show lists them", "the configuration has no notify %q", name)
 		},
+		Backup:   backUp,
 		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
 	})
 	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {
 		fatal(err)
 	}
+}
+
+// backUp writes a small backup. One by reference breaks off.
+func backUp(ctx context.Context, _ string, request server.BackupRequest, w io.Writer) error {
+	recipients, err := backup.ParseRecipients(request.Recipients)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(os.Getenv("KILN_DATA"), "ledger.db")
+	if err := os.WriteFile(path, []byte("a ledger"), 0o600); err != nil {
+		return err
+	}
+	var whole bytes.Buffer
+	_, err = backup.Write(ctx, &whole, backup.Source{
+		Version: "dev", Host: "first", At: time.Unix(0, 0), Ledger: path, Tip: "1:ab", Index: []byte("{}"),
+		Keys: []backup.Key{{Path: "api/authority.key", Content: []byte("key")}}, Recipients: recipients,
+	})
+	if err == nil && request.Store == server.StoreReference {
+		whole.Truncate(whole.Len() / 2)
+		err = kiln.Errorf(kiln.CodeFailed, "mend it", "a blob is damaged")
+	}
+	_, _ = w.Write(whole.Bytes())
+	return err
 }
 
 func fatal(err error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/backup"
 	"github.com/kilnproject/kiln/internal/bake"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/control"
@@ -52,6 +54,9 @@ func serve(ctx context.Context, g given, s settings, log *slog.Logger, level *sl
 		return err
 	}
 	defer func() { _ = lock.Close() }()
+	if err := backup.Unfinished(s.data); err != nil {
+		return err
+	}
 	log.Info("control plane starts", "version", version, "pid", os.Getpid(), "data", s.data)
 	p := &plane{given: g, data: s.data, log: log, level: level, started: time.Now(), history: newHistory(s.keepEvents)}
 	p.settings.Store(&s)
@@ -79,6 +84,7 @@ type plane struct {
 	access    *server.Access
 	remote    *server.Remote
 	history   *history
+	backingUp sync.Mutex // held while a backup is made
 	metrics   *metrics.Metrics
 	listeners *metrics.Listeners
 	tracer    *tracing.Tracer
@@ -143,7 +149,8 @@ func (p *plane) dir(elements ...string) string {
 }
 
 func (p *plane) openLedger(ctx context.Context) (err error) {
-	if err := os.MkdirAll(p.dir("ledger"), 0o700); err != nil {
+	// The copy of a backup whose control plane was killed goes.
+	if err := errors.Join(os.MkdirAll(p.dir("ledger"), 0o700), os.RemoveAll(p.dir("ledger", backupFolder))); err != nil {
 		return fmt.Errorf("open the ledger: %w", err)
 	}
 	p.reserve = newReserve(p.dir("ledger", "reserve"), p.log)
@@ -212,7 +219,7 @@ func (p *plane) api(end func()) server.Options {
 	return server.Options{
 		Control: p.control, Ledger: p.ledger, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
-		Settings: p.view, Reload: p.reload,
+		Settings: p.view, Reload: p.reload, Backup: p.backup,
 		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {

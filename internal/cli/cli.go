@@ -109,6 +109,7 @@ func (a *app) root() *cobra.Command {
 		a.upCommand(), a.rollbackCommand(), a.downCommand(), a.bakeCommand(),
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
+		a.backupCommand(), a.restoreCommand(),
 		a.configCommand(), a.doctorCommand(), a.ledgerCommand(), a.notifyCommand(), a.reloadCommand(), a.shutdownCommand(), a.tokenCommand(), a.versionCommand(),
 		exitCodesTopic(), refusedCommand("exec"), refusedCommand("ssh"),
 	)

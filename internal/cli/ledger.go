@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -63,7 +64,7 @@ func (a *app) verifyLedger(ctx context.Context, request server.VerifyRequest) (k
 	report, err := client.VerifyLedger(ctx, request, p.show)
 	p.close()
 	if a.nobodyHere(err) {
-		return a.offline(ctx, "verify", "--tip", request.Tip)
+		return offline[kiln.LedgerReport](ctx, a, "ledger", "verify", "--tip", request.Tip)
 	}
 	return report, err
 }
@@ -114,7 +115,7 @@ func (a *app) acceptLedger(ctx context.Context, damage kiln.Digest) (kiln.Ledger
 	report, err := client.AcceptLedger(ctx, server.AcceptRequest{Damage: damage}, p.show)
 	p.close()
 	if a.nobodyHere(err) {
-		return a.offline(ctx, "accept", "--damage", string(damage))
+		return offline[kiln.LedgerReport](ctx, a, "ledger", "accept", "--damage", string(damage))
 	}
 	return report, err
 }
@@ -140,7 +141,7 @@ the directory this machine's. What ran there is started here by the next kilnd.`
 			if _, err := client.Version(command.Context()); !unavailable(err) {
 				return kiln.Errorf(kiln.CodeConflict, "", "a control plane runs on %s: the directory is this machine's", a.data)
 			}
-			if _, err := a.offline(command.Context(), "adopt"); err != nil {
+			if _, err := offline[kiln.LedgerReport](command.Context(), a, "ledger", "adopt"); err != nil {
 				return err
 			}
 			if a.json {
@@ -158,29 +159,31 @@ func (a *app) nobodyHere(err error) bool {
 	return unavailable(err) && !remote
 }
 
-// offline has kilnd work on the ledger of a data directory on which no control
-// plane runs. What it says on standard error is an error of ours.
-func (a *app) offline(ctx context.Context, command string, args ...string) (kiln.LedgerReport, error) {
-	var report kiln.LedgerReport
+// offline has kilnd work on a data directory on which no control plane runs,
+// and reads what it prints. What it says on standard error is an error of ours.
+func offline[T any](ctx context.Context, a *app, command string, args ...string) (T, error) {
+	var result T
 	program, err := findDaemon()
 	if err != nil {
-		return report, err
+		return result, err
 	}
 	data, err := filepath.Abs(a.data)
 	if err != nil {
-		return report, err
+		return result, err
 	}
 	var out bytes.Buffer
-	daemon := exec.CommandContext(ctx, program, append([]string{"ledger", command, "--data", data}, args...)...)
-	daemon.Env, daemon.Stdout, daemon.Stderr = a.Environ, &out, a.Err
+	daemon := exec.CommandContext(ctx, program, append([]string{command, "--data", data}, args...)...)
+	daemon.Env, daemon.Stdin, daemon.Stdout, daemon.Stderr = a.Environ, a.In, &out, a.Err
+	// It removes what is half made when it is told to end.
+	daemon.Cancel, daemon.WaitDelay = func() error { return daemon.Process.Signal(syscall.SIGTERM) }, endTimeout
 	var status *exec.ExitError
 	switch err := daemon.Run(); {
 	case errors.As(err, &status) && status.ExitCode() > 0:
-		return report, exitStatus(status.ExitCode())
+		return result, exitStatus(status.ExitCode())
 	case err != nil:
-		return report, err
+		return result, err
 	}
-	return report, json.Unmarshal(out.Bytes(), &report)
+	return result, json.Unmarshal(out.Bytes(), &result)
 }
 
 func (a *app) printReport(r kiln.LedgerReport) error {
