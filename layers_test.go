@@ -18,7 +18,7 @@ const module = "github.com/kilnproject/kiln"
 // to the other as a small interface.
 func adapters() []string {
 	return []string{
-		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold", "scan", "sign", "kube", "metrics", "tracing", "notify",
+		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold", "backup", "scan", "sign", "kube", "metrics", "tracing", "notify",
 	}
 }
 
@@ -74,7 +74,7 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "install", "systemd", "upgrade")
+			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
 	case f.pkg == "install", f.pkg == "systemd", f.pkg == "upgrade":

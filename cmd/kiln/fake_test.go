@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,10 +10,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/backup"
 	"github.com/kilnproject/kiln/internal/control"
 	"github.com/kilnproject/kiln/internal/server"
 )
@@ -34,7 +37,7 @@ func fakeDaemon() {
 	}
 	log := slog.New(slog.DiscardHandler)
 	handler := server.New(server.Options{
-		Control: fake{}, Store: sink{}, Log: log, Version: server.Version{Version: "dev", PID: os.Getpid()},
+		Control: fake{}, Ledger: fake{}, Store: sink{}, Log: log, Version: server.Version{Version: "dev", PID: os.Getpid()},
 		NotifyTest: func(_ context.Context, name, _ string) ([]server.NotifyResult, error) {
 			all := []server.NotifyResult{{Name: "ops", URL: "https://ops.test", Status: 204, Took: time.Millisecond}, {Name: "chat", URL: "https://chat.test", Error: "no \x1b[2Janswer"}}
 			switch name {
@@ -45,11 +48,35 @@ func fakeDaemon() {
 			}
 			return nil, kiln.Errorf(kiln.CodeNotFound, "kiln config show lists them", "the configuration has no notify %q", name)
 		},
+		Backup:   backUp,
 		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
 	})
 	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {
 		fatal(err)
 	}
+}
+
+// backUp writes a small backup. One by reference breaks off.
+func backUp(ctx context.Context, _ string, request server.BackupRequest, w io.Writer) error {
+	recipients, err := backup.ParseRecipients(request.Recipients)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(os.Getenv("KILN_DATA"), "ledger.db")
+	if err := os.WriteFile(path, []byte("a ledger"), 0o600); err != nil {
+		return err
+	}
+	var whole bytes.Buffer
+	_, err = backup.Write(ctx, &whole, backup.Source{
+		Version: "dev", Host: "first", At: time.Unix(0, 0), Ledger: path, Tip: "1:ab", Index: []byte("{}"),
+		Keys: []backup.Key{{Path: "api/authority.key", Content: []byte("key")}}, Recipients: recipients,
+	})
+	if err == nil && request.Store == server.StoreReference {
+		whole.Truncate(whole.Len() / 2)
+		err = kiln.Errorf(kiln.CodeFailed, "mend it", "a blob is damaged")
+	}
+	_, _ = w.Write(whole.Bytes())
+	return err
 }
 
 func fatal(err error) {
@@ -157,6 +184,25 @@ func (fake) Logs(_ context.Context, w io.Writer, q kiln.LogQuery) error {
 		}
 	}
 	return nil
+}
+
+func (fake) Verify(_ context.Context, tip string) (kiln.LedgerReport, error) {
+	r := kiln.LedgerReport{Events: 100, Rows: 7, Tip: "100:" + strings.Repeat("ab", 32), Took: time.Second}
+	switch tip {
+	case "":
+		r.Faults = []kiln.LedgerFault{{Record: "event 42", Problem: "its content is not what was written"}}
+		r.Damage = image()
+	case "bad":
+		return r, kiln.Errorf(kiln.CodeInvalid, "", "it is no tip")
+	}
+	return r, nil
+}
+
+func (f fake) Accept(ctx context.Context, _ string, damage kiln.Digest) (kiln.LedgerReport, error) {
+	if damage != image() {
+		return kiln.LedgerReport{}, kiln.Errorf(kiln.CodeConflict, "", "another damage")
+	}
+	return f.Verify(ctx, "")
 }
 
 // sink takes every blob.

@@ -20,14 +20,14 @@ func lockData(dir string) (*os.File, error) {
 	// Others pass through it: the gateway to its own folder, the group to the
 	// socket. What is in it has modes of its own.
 	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
-		return nil, fmt.Errorf("make the data directory: %w", err)
+		return nil, unusable(dir, err)
 	}
 	if err := letPass(dir); err != nil {
-		return nil, fmt.Errorf("open the data directory: %w", err)
+		return nil, unusable(dir, err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "kilnd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", err)
+		return nil, unusable(dir, err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -45,7 +45,7 @@ func lockData(dir string) (*os.File, error) {
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("lock the data directory: %w", err)
+		return nil, unusable(dir, err)
 	}
 	return f, nil
 }
@@ -57,4 +57,21 @@ func letPass(dir string) error {
 		return err
 	}
 	return os.Chmod(dir, info.Mode().Perm()|0o111)
+}
+
+// unusable explains why a data directory cannot be written.
+func unusable(dir string, err error) error {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return kiln.Errorf(kiln.CodeUnavailable, "mount its disk for writing: mount -o remount,rw, after the kernel's log (dmesg) says why it is not; what runs goes on meanwhile",
+			"the data directory %s is on a file system that is read-only: %w", dir, err)
+	case full(err):
+		return kiln.Errorf(kiln.CodeNoRoom, "free some space on its disk, or inodes; what runs goes on meanwhile", "the disk of the data directory %s is full: %w", dir, err)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return kiln.Errorf(kiln.CodeUnavailable, "run kilnd as root; if it is, look for lsattr's i, or a security module that forbids it",
+			"the data directory %s may not be written: %w", dir, err)
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
+		return kiln.Errorf(kiln.CodeInvalid, "--data names another directory", "%s is no data directory: %w", dir, err)
+	}
+	return fmt.Errorf("take the data directory %s: %w", dir, err)
 }

@@ -29,6 +29,14 @@ func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 func run(args []string, speech io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if len(args) > 0 {
+		switch args[0] {
+		case "ledger":
+			return runLedger(ctx, args[1:], os.Stdout, speech)
+		case "restore":
+			return runRestore(ctx, args[1:], os.Stdout, speech)
+		}
+	}
 	// From the start, so that one that comes early ends nothing.
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGHUP)

@@ -210,8 +210,8 @@ func (p *plane) openRemote(ctx context.Context) error {
 			Kind: "config.loaded", Subject: "kilnd", Message: "the control plane began with configuration " + s.file.Path, Actor: "kilnd",
 			Data: map[string]string{"file": s.file.Path, "sha256": s.file.Digest.Hex()},
 		})
-		if err != nil {
-			return fmt.Errorf("record the configuration: %w", err)
+		if err != nil { // a damaged ledger keeps nobody out
+			p.log.ErrorContext(ctx, "the event could not be recorded", "kind", "config.loaded", "error", err)
 		}
 	}
 	certs, err := p.certificates(s.file.API)
@@ -221,7 +221,10 @@ func (p *plane) openRemote(ctx context.Context) error {
 	move, err := p.remote.Prepare(ctx, s.file.API.Listen, certs)
 	if err != nil {
 		p.log.ErrorContext(ctx, "the API is not served over TCP; kiln reload tries it again", "error", err)
-		return p.record(ctx, kiln.Event{Kind: "api.closed", Subject: "kilnd", Message: "the API is not served over TCP: " + err.Error()})
+		if err := p.record(ctx, kiln.Event{Kind: "api.closed", Subject: "kilnd", Message: "the API is not served over TCP: " + err.Error()}); err != nil {
+			p.log.ErrorContext(ctx, "the event could not be recorded", "kind", "api.closed", "error", err)
+		}
+		return nil
 	}
 	move.Take()
 	if p.certs = certs; certs != nil {

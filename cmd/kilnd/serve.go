@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/backup"
 	"github.com/kilnproject/kiln/internal/bake"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/control"
@@ -53,6 +55,9 @@ func serve(ctx context.Context, g given, s settings, log *slog.Logger, level *sl
 		return err
 	}
 	defer func() { _ = lock.Close() }()
+	if err := backup.Unfinished(s.data); err != nil {
+		return err
+	}
 	service, err := systemd.Take()
 	if err != nil {
 		return err
@@ -85,6 +90,7 @@ type plane struct {
 	access    *server.Access
 	remote    *server.Remote
 	history   *history
+	backingUp sync.Mutex // held while a backup is made
 	metrics   *metrics.Metrics
 	listeners *metrics.Listeners
 	tracer    *tracing.Tracer
@@ -150,7 +156,8 @@ func (p *plane) dir(elements ...string) string {
 }
 
 func (p *plane) openLedger(ctx context.Context) (err error) {
-	if err := os.MkdirAll(p.dir("ledger"), 0o700); err != nil {
+	// The copy of a backup whose control plane was killed goes.
+	if err := errors.Join(os.MkdirAll(p.dir("ledger"), 0o700), os.RemoveAll(p.dir("ledger", backupFolder))); err != nil {
 		return fmt.Errorf("open the ledger: %w", err)
 	}
 	p.reserve = newReserve(p.dir("ledger", "reserve"), p.log)
@@ -162,6 +169,9 @@ func (p *plane) openLedger(ctx context.Context) (err error) {
 		return err
 	}
 	p.later(p.ledger.Close)
+	if err := p.reserve.write(ctx, func() error { return claimMachine(ctx, p.ledger, thisMachine(), false) }); err != nil {
+		return err
+	}
 	p.reserve.ledger = p.ledger
 	p.reserve.take()
 	return nil
@@ -225,9 +235,9 @@ func (p *plane) openBaker(ctx context.Context) (err error) {
 // api is what the API is made from; end ends the control plane.
 func (p *plane) api(end func()) server.Options {
 	return server.Options{
-		Control: p.control, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
+		Control: p.control, Ledger: p.ledger, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
-		Settings: p.view, Reload: p.reload,
+		Settings: p.view, Reload: p.reload, Backup: p.backup,
 		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
@@ -258,8 +268,8 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
 	group.Go(func() error { return p.reserve.run(ctx) })
-	group.Go(func() error { return p.history.run(ctx, p.ledger, p.log) })
 	group.Go(func() error { return p.notifier.Run(ctx) })
+	group.Go(func() error { p.ledger.Tend(ctx, p.history.care(p.log)); return nil })
 	group.Go(func() error { return p.reloadOnSignal(ctx, again) })
 	group.Go(func() error { return p.remote.Run(ctx) })
 	group.Go(func() error { return boundLogs(ctx, p.log, logEvery, p.dir("kilnd.log"), p.dir("keep.log")) })

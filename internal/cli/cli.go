@@ -111,7 +111,8 @@ func (a *app) root() *cobra.Command {
 		a.upCommand(), a.rollbackCommand(), a.downCommand(), a.bakeCommand(),
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
-		a.configCommand(), a.doctorCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
+		a.backupCommand(), a.restoreCommand(),
+		a.configCommand(), a.doctorCommand(), a.ledgerCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
 		a.shutdownCommand(), a.tokenCommand(), a.upgradeCommand(), a.versionCommand(),
 		exitCodesTopic(), refusedCommand("exec"), refusedCommand("ssh"),
 	)

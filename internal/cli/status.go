@@ -38,8 +38,13 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 func (a *app) printStatus(status control.Status) error {
-	if len(status.Environments) == 0 {
+	if len(status.Environments)+len(status.Problems) == 0 {
 		a.say("there is no environment yet; kiln up makes one")
+	}
+	for _, p := range status.Problems {
+		if err := a.print("%s %s\n", a.style(a.Out).paint(red, "problem:"), a.style(a.Out).safe(p)); err != nil {
+			return err
+		}
 	}
 	for i, e := range status.Environments {
 		if i > 0 {

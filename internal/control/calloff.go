@@ -39,6 +39,8 @@ func (c *Control) callOff(ctx context.Context, name, what, actor string) (*drive
 		return d, nil
 	case <-d.stuck:
 		return nil, d.failed(notUndone)
+	case <-d.refused:
+		return nil, d.waiting()
 	case <-ctx.Done():
 		return nil, kiln.Errorf(kiln.CodeUnavailable, "kiln status "+name+" shows how far it is",
 			"the rollout of release %d is being undone, and goes on without you: %w", d.record.To, ctx.Err())

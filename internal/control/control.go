@@ -45,9 +45,13 @@ type Control struct {
 	stopAll      context.CancelCauseFunc
 	closed       bool
 	work         sync.WaitGroup
+	unrecorded   string                   // why the ledger takes no events; empty when it does
+	blind        error                    // why not all of what is desired is known; nil when it is
+	complaints   map[string]string        // what was logged last of what is tried again
 	known        map[string]kiln.Instance // those that are not dead, as the ledger has them; only record and restore touch it
 
-	storm storm // only record touches it
+	storm   storm   // only record touches it
+	backlog backlog // only record and restore touch it
 
 	kick   chan struct{} // asks for a reconcile soon
 	bounds chan struct{} // asks for a collection soon
@@ -64,6 +68,7 @@ func New(o Options) *Control {
 		restored:     make(chan struct{}),
 		environments: map[string]*environment{},
 		known:        map[string]kiln.Instance{},
+		complaints:   map[string]string{},
 		kick:         make(chan struct{}, 1),
 		bounds:       make(chan struct{}, 1),
 		parked:       make(chan struct{}, 1),

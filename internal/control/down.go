@@ -13,7 +13,7 @@ import (
 // answered, then its fleets end. Its releases are kept and its host names are
 // free. It can be taken twice.
 func (c *Control) Down(ctx context.Context, r DownRequest, emit func(kiln.Progress)) error {
-	if err := c.ready(ctx); err != nil {
+	if err := c.changeable(ctx); err != nil {
 		return err
 	}
 	if err := within(r.Reach, r.Environment); err != nil {

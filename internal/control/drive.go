@@ -25,6 +25,7 @@ type drive struct {
 	states  map[int]kiln.ReleaseState // as the ledger has them
 	warm    bool
 	stuck   chan struct{}     // closed when the undoing has not worked for a while
+	refused chan struct{}     // closed when the ledger is damaged, so that no step is journalled
 	told    map[string]string // the last message of each step of the progress
 
 	within context.Context // of the rollout, as the observer sees it
@@ -69,7 +70,7 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	}
 	now := c.now()
 	d := &drive{
-		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm, told: map[string]string{}, stuck: make(chan struct{}),
+		c: c, rollout: r, holder: h, feed: feed, states: statesOf(r), state: rollout.Begin(r, warm, now), warm: warm, told: map[string]string{}, stuck: make(chan struct{}), refused: make(chan struct{}),
 		record: kiln.Rollout{ID: rolloutID(name, to.Number, now), Environment: name, To: to.Number, Actor: actor, StartedAt: now.UTC()},
 	}
 	if r.From != nil {
@@ -223,9 +224,23 @@ func (d *drive) survive(ctx context.Context, err error) error {
 	case err == nil || errors.Is(err, errStopped):
 		return err
 	}
-	d.c.log.ErrorContext(ctx, "rollout step is tried again",
-		"environment", d.rollout.Environment, "step", d.state.Step, "error", err)
+	d.c.complain(ctx, "rollout step is tried again", d.rollout.Environment, fmt.Errorf("%s: %w", d.state.Step, err))
+	d.c.troubled(d.rollout.Environment, fmt.Errorf("the rollout of release %d waits at %s: %w", d.record.To, d.state.Step, err))
+	d.waits()
 	return pause(ctx, time.Second)
+}
+
+// waits tells those who wait for a rollout when nobody knows how long they
+// would: the ledger is damaged.
+func (d *drive) waits() {
+	if len(d.c.ledger.Damage()) == 0 {
+		return
+	}
+	select {
+	case <-d.refused:
+	default:
+		close(d.refused)
+	}
 }
 
 // see looks at what the present step decides by.
@@ -323,8 +338,10 @@ func (d *drive) enter(s rollout.State) {
 	d.mu.Unlock()
 	name := d.rollout.Environment
 	d.c.stand(name, marked(rollout.ViewOf(d.rollout, s), rollout.Marks(d.rollout, s)), rollout.Fleets(d.rollout, s))
+	d.c.calm("rollout step is tried again", name)
 	d.c.mu.Lock()
 	e := d.c.environment(name)
+	e.problem = ""
 	e.rollout = &RolloutStatus{From: d.record.From, To: d.record.To, Step: string(s.Step), StartedAt: d.record.StartedAt}
 	if s.Decided() {
 		d.holder.decide()

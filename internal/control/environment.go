@@ -78,6 +78,9 @@ func (c *Control) route(ctx context.Context) error {
 		return ctx.Err()
 	}
 	defer func() { <-c.router }()
+	if err := c.sees(); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	views := make(map[string]rollout.View, len(c.environments))
 	for name, e := range c.environments {

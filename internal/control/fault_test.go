@@ -205,7 +205,7 @@ func (b *bench) wantOneLive() {
 	if len(open) > 0 {
 		b.t.Fatalf("unfinished: %+v", open)
 	}
-	report, err := b.ledger.Verify(b.t.Context())
+	report, err := b.ledger.Verify(b.t.Context(), "")
 	check(b.t, err)
 	if len(report.Faults) > 0 {
 		b.t.Fatalf("chain: %+v", report.Faults)

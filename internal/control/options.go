@@ -58,6 +58,11 @@ type Ledger interface {
 	Events(ctx context.Context, environment string, after int64, last int) ([]kiln.Event, error)
 	// AllBut returns the sequence after which the newest so many are.
 	AllBut(ctx context.Context, environment string, newest int) (int64, error)
+	// Writable says why no history is written at present, because a record is
+	// damaged; nil when it is. It may wait some seconds to find out.
+	Writable(ctx context.Context) error
+	// Damage lists the records that were found not to be what was written.
+	Damage() []kiln.LedgerFault
 	// Watch signals that events were added, until ctx ends.
 	Watch(ctx context.Context) <-chan struct{}
 	// Alive lists the instances that the ledger does not know to be dead.

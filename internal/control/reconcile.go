@@ -25,6 +25,7 @@ func (c *Control) reconcile(ctx context.Context) {
 		if await(ctx, c.kick, reconcileEvery) != nil {
 			return
 		}
+		c.recallAgain(ctx)
 		within, end := c.begins(ctx, workReconcile)
 		end(c.settle(within))
 		if pause(ctx, reconcileGap) != nil {
@@ -44,7 +45,9 @@ func (c *Control) settle(ctx context.Context) error {
 		if err := c.settleOne(ctx, name); err != nil {
 			failed = err
 			c.troubled(name, err)
-			c.log.ErrorContext(ctx, "environment could not be reconciled", "environment", name, "error", err)
+			c.complain(ctx, "environment could not be reconciled", name, err)
+		} else {
+			c.calm("environment could not be reconciled", name)
 		}
 	}
 	if failed != nil {
@@ -88,9 +91,8 @@ func (c *Control) settleOne(ctx context.Context, name string) error {
 		err := c.ledger.Commit(ctx, kiln.Record{Events: []kiln.Event{{
 			At: c.now().UTC(), Environment: name, Kind: "drift.mended", Subject: name, Message: strings.Join(drift, "; "),
 		}}})
-		if err != nil {
-			return err
-		}
+		// What the ledger does not take now must not keep drift from being mended.
+		c.complain(ctx, "drift that is mended is not recorded", name, err)
 	}
 	if err := c.route(ctx); err != nil {
 		return err

@@ -16,8 +16,9 @@ const maxBatch = 512
 // record writes what the engine saw into the ledger, many changes in one
 // transaction, and wakes those who wait for it.
 func (c *Control) record(ctx context.Context, changes <-chan kiln.Change) {
-	tick := time.NewTicker(stormFlush)
+	tick, again := time.NewTicker(stormFlush), time.NewTicker(backlogAgain)
 	defer tick.Stop()
+	defer again.Stop()
 	for {
 		select {
 		case first, ok := <-changes:
@@ -28,6 +29,8 @@ func (c *Control) record(ctx context.Context, changes <-chan kiln.Change) {
 			c.poke()
 		case <-tick.C:
 			c.write(ctx, kiln.Record{Events: c.storm.flush(c.now())})
+		case <-again.C:
+			c.flush(ctx)
 		}
 	}
 }
@@ -65,21 +68,6 @@ func (c *Control) wakeAll(batch []kiln.Change) []kiln.Change {
 		}
 	}
 	return batch
-}
-
-// write records what happened; when the ledger does not take it, it is tried again
-// until ctx ends, while the engine's own bound holds what comes after.
-func (c *Control) write(ctx context.Context, r kiln.Record) {
-	for len(r.Events)+len(r.Instances) > 0 {
-		err := c.ledger.Commit(ctx, r)
-		if err == nil {
-			return
-		}
-		c.log.ErrorContext(ctx, "engine events were not recorded and are tried again", "count", len(r.Events), "error", err)
-		if pause(ctx, time.Second) != nil {
-			return
-		}
-	}
 }
 
 // describe turns changes into events and history; what the ledger knows
@@ -148,14 +136,8 @@ func gone(i kiln.Instance, now time.Time) kiln.Instance {
 // remember loads what the ledger knows to be alive, and records what changed
 // while the control plane was away.
 func (c *Control) remember(ctx context.Context) error {
-	alive, err := c.ledger.Alive(ctx)
-	if err != nil {
-		return fmt.Errorf("list the instances: %w", err)
-	}
-	for _, i := range alive {
-		c.known[i.ID] = i
-	}
-	c.write(ctx, c.resync(ctx))
+	c.backlog.missed = true
+	c.flush(ctx)
 	return ctx.Err()
 }
 

@@ -20,7 +20,7 @@ func (c *Control) Rollback(ctx context.Context, r RollbackRequest, emit func(kil
 }
 
 func (c *Control) rollback(ctx context.Context, r RollbackRequest, emit func(kiln.Progress)) (RollbackResult, error) {
-	if err := c.ready(ctx); err != nil {
+	if err := c.changeable(ctx); err != nil {
 		return RollbackResult{}, err
 	}
 	if err := within(r.Reach, r.Environment); err != nil {

@@ -97,8 +97,8 @@ func (c *Control) due(ctx context.Context, name string, at time.Time, do func(co
 	if left := at.Sub(c.now()); left > 0 {
 		return left
 	}
-	if err := do(ctx, name); err != nil && ctx.Err() == nil && !errors.Is(err, kiln.ErrConflict) {
-		c.log.ErrorContext(ctx, "release could not be retired", "environment", name, "error", err)
+	if err := do(ctx, name); !errors.Is(err, kiln.ErrConflict) {
+		c.complain(ctx, "release could not be retired", name, err)
 	}
 	return time.Second // after an attempt that was in vain
 }

@@ -23,7 +23,7 @@ func (c *Control) Status(ctx context.Context) (Status, error) {
 	}
 	c.mu.Unlock()
 	slices.Sort(names)
-	out := Status{Version: c.version, StartedAt: c.begun, Environments: []EnvironmentStatus{}}
+	out := Status{Version: c.version, StartedAt: c.begun, Environments: []EnvironmentStatus{}, Problems: c.problems()}
 	for _, name := range names {
 		one, err := c.environmentStatus(ctx, name)
 		if err != nil {

@@ -14,6 +14,8 @@ func (c *Control) watch(ctx context.Context, d *drive) error {
 	case <-d.holder.decided:
 	case <-d.stuck:
 		return d.failed(notUndone)
+	case <-d.refused:
+		return d.waiting()
 	case <-ctx.Done():
 		return kiln.Errorf(kiln.CodeUnavailable, "kiln status "+d.rollout.Environment+" shows how far it is",
 			"the rollout of release %d goes on without you: %w", d.record.To, ctx.Err())
@@ -26,6 +28,12 @@ func (c *Control) watch(ctx context.Context, d *drive) error {
 
 // notUndone is added to a failure whose undoing does not work.
 const notUndone = "; it is not undone yet, and that is tried until it works; the control plane log says why it does not"
+
+// waiting is the error for those who asked for a rollout that cannot go on.
+func (d *drive) waiting() error {
+	return kiln.Errorf(kiln.CodeRefused, "kiln ledger verify says what is damaged, kiln ledger accept goes on with what is left",
+		"the rollout of release %d waits: the ledger is damaged, and no history is written over it", d.record.To)
+}
 
 // failed is the failure of a rollout for those who asked for it; nil when it
 // did not fail.

@@ -97,6 +97,8 @@ type Status struct {
 	Version      string              `json:"version"`
 	StartedAt    time.Time           `json:"started_at"`
 	Environments []EnvironmentStatus `json:"environments"`
+	// Problems are sentences about the control plane itself.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // EnvironmentStatus is one environment at a glance.

@@ -25,7 +25,7 @@ func (c *Control) Up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 }
 
 func (c *Control) up(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (UpResult, error) {
-	if err := c.ready(ctx); err != nil {
+	if err := c.changeable(ctx); err != nil {
 		return UpResult{}, err
 	}
 	began := c.now()
@@ -82,7 +82,7 @@ func (c *Control) up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress)) (out BakeResult, err error) {
 	ctx, end := c.begins(ctx, workBakeOnly, "environment", r.Environment, "revision", r.Source.Commit, "branch", r.Source.Branch)
 	defer func() { end(err) }()
-	if err := c.ready(ctx); err != nil {
+	if err := c.changeable(ctx); err != nil {
 		return BakeResult{}, err
 	}
 	feed := newFeed(emit)

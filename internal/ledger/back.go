@@ -20,13 +20,23 @@ func Schemas(ctx context.Context, path string) (have, known int, err error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return 0, known, nil
 	}
-	name := (&url.URL{Scheme: "file", Path: path, RawQuery: "mode=rw&_pragma=busy_timeout(10000)&_pragma=query_only(1)"}).String()
-	db, err := sql.Open("sqlite", name)
+	db, err := plainly(path, "&_pragma=query_only(1)")
 	if err != nil {
-		return 0, known, fmt.Errorf("look at the ledger: %w", err)
+		return 0, known, err
 	}
 	err = db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have)
 	return have, known, explain("look at the ledger "+path, errors.Join(err, db.Close()))
+}
+
+// plainly opens an existing file as it is, whatever its schema.
+func plainly(path, more string) (*sql.DB, error) {
+	name := (&url.URL{Scheme: "file", Path: path, RawQuery: "mode=rw&_pragma=busy_timeout(10000)" + more}).String()
+	db, err := sql.Open("sqlite", name)
+	if err != nil {
+		return nil, fmt.Errorf("look at the ledger: %w", err)
+	}
+	db.SetMaxOpenConns(1)
+	return db, nil
 }
 
 // GoBack puts the copy in place that a newer program made before it migrated
@@ -50,6 +60,8 @@ func GoBack(ctx context.Context, path string) error {
 	for _, step := range []func() error{
 		func() error { return link(path, fmt.Sprintf("%s.schema-%d", path, have)) },
 		func() error { return link(before, path+".back") },
+		// What was acknowledged since is in the newer file, not in this one.
+		func() error { return remove(path + ".tip") },
 		func() error { return os.Rename(path+".back", path) },
 		func() error { return syncPath(filepath.Dir(path)) },
 	} {
@@ -62,7 +74,7 @@ func GoBack(ctx context.Context, path string) error {
 
 // link gives a file a second name, also where that was another's.
 func link(path, name string) error {
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := remove(name); err != nil {
 		return err
 	}
 	return os.Link(path, name)
@@ -70,7 +82,7 @@ func link(path, name string) error {
 
 // fold brings all of a ledger's log into its file, and removes the log.
 func fold(ctx context.Context, path string) error {
-	db, err := connect(path, 1, false)
+	db, err := plainly(path, "")
 	if err != nil {
 		return err
 	}
@@ -83,7 +95,7 @@ func fold(ctx context.Context, path string) error {
 		return err
 	}
 	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := remove(path + suffix); err != nil {
 			return err
 		}
 	}

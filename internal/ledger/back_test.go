@@ -10,6 +10,13 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
+// newer is of a program that knows one more schema.
+func newer() options {
+	o := standard()
+	o.steps = append(o.steps, migration{script: "CREATE TABLE more (x INTEGER) STRICT"})
+	return o
+}
+
 func TestGoingBackTakesTheCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	if have, known, err := Schemas(t.Context(), path); have != 0 || known != len(migrations()) || err != nil {
@@ -24,7 +31,7 @@ func TestGoingBackTakesTheCopy(t *testing.T) {
 	check(t, l.Close())
 	check(t, GoBack(t.Context(), path)) // there is nothing to undo
 
-	l, err := open(t.Context(), path, append(migrations(), "CREATE TABLE more (x INTEGER) STRICT"))
+	l, err := open(t.Context(), path, newer())
 	check(t, err)
 	check(t, l.Append(t.Context(), event("p", 2)))
 	check(t, l.Close())
@@ -35,17 +42,17 @@ func TestGoingBackTakesTheCopy(t *testing.T) {
 	}
 	check(t, l.Append(t.Context(), event("p", 3)))
 	check(t, l.Close())
-	newer, err := open(t.Context(), fmt.Sprintf("%s.schema-%d", path, len(migrations())+1), append(migrations(), "CREATE TABLE more (x INTEGER) STRICT"))
+	kept, err := open(t.Context(), fmt.Sprintf("%s.schema-%d", path, len(migrations())+1), newer())
 	check(t, err)
-	if r := sound(t, newer); r.Events != 2 {
+	if r := sound(t, kept); r.Events != 2 {
 		t.Errorf("the newer ledger was kept with %d events", r.Events)
 	}
-	check(t, newer.Close())
+	check(t, kept.Close())
 }
 
 func TestGoingBackWithoutACopySaysSo(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
-	l, err := open(t.Context(), path, append(migrations(), "CREATE TABLE more (x INTEGER) STRICT"))
+	l, err := open(t.Context(), path, newer())
 	check(t, err)
 	check(t, l.Close())
 	_ = os.Remove(fmt.Sprintf("%s.schema-%d", path, len(migrations())))

@@ -53,7 +53,7 @@ func BenchmarkLast100(b *testing.B) {
 func BenchmarkVerify(b *testing.B) {
 	l := filled(b)
 	for b.Loop() {
-		if r, err := l.Verify(b.Context()); err != nil || len(r.Faults) > 0 {
+		if r, err := l.Verify(b.Context(), ""); err != nil || len(r.Faults) > 0 {
 			b.Fatal(r, err)
 		}
 	}

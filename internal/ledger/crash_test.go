@@ -55,10 +55,7 @@ func writeForEver(path string) error {
 
 func TestKilledWriterLosesNothingAcknowledged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
-	rounds := 10
-	if testing.Short() {
-		rounds = 3
-	}
+	rounds := few(20)
 	acknowledged := map[string]bool{}
 	for range rounds {
 		writeAndKill(t, path, 1+rand.IntN(120), acknowledged)

@@ -1,12 +1,12 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,9 +40,9 @@ func check(t *testing.T, err error) {
 	}
 }
 
-func sound(t *testing.T, l *Ledger) Report {
+func sound(t *testing.T, l *Ledger) kiln.LedgerReport {
 	t.Helper()
-	r, err := l.Verify(t.Context())
+	r, err := l.Verify(t.Context(), "")
 	check(t, err)
 	if len(r.Faults) > 0 {
 		t.Fatalf("faults: %+v", r.Faults)
@@ -80,6 +80,41 @@ func TestWatchSignalsAndEnds(t *testing.T) {
 	check(t, l.Append(t.Context(), event("a", 2)))
 }
 
+func TestAWatcherThatDoesNotReadHoldsNothingUp(t *testing.T) {
+	l := newLedger(t)
+	w := l.Watch(t.Context())
+	for range 20 {
+		check(t, l.Append(t.Context(), slices.Repeat([]kiln.Event{event("a", 1)}, 500)...))
+	}
+	<-w
+	select {
+	case <-w:
+		t.Fatal("signals were piled up")
+	default:
+	}
+}
+
+func TestWhatStrangersWroteIsCut(t *testing.T) {
+	l := newLedger(t)
+	long := strings.Repeat("é", 100_000)
+	e := event("a", 1)
+	e.Message, e.Data = long, map[string]string{"log_01": long, "service": "web"}
+	i := kiln.Instance{ID: "w", State: kiln.InstanceDead, Note: long, Cause: &kiln.Cause{Detail: long, LastLog: []string{long, "short"}}}
+	check(t, l.Commit(t.Context(), kiln.Record{Events: []kiln.Event{e}, Instances: []kiln.Instance{i}}))
+	events, err := l.Events(t.Context(), "a", 0, 1)
+	check(t, err)
+	got, err := l.Instance(t.Context(), "w")
+	check(t, err)
+	for what, s := range map[string]string{"message": events[0].Message, "data": events[0].Data["log_01"], "note": got.Note, "log": got.Cause.LastLog[0]} {
+		if len(s) > longestText || !strings.HasSuffix(s, "é...") {
+			t.Errorf("%s has %d bytes and ends with %q", what, len(s), s[len(s)-6:])
+		}
+	}
+	if events[0].Data["service"] != "web" || got.Cause.LastLog[1] != "short" || len(i.Cause.LastLog[0]) != len(long) {
+		t.Error("more was cut")
+	}
+}
+
 func TestReleaseNumbersHaveNoGaps(t *testing.T) {
 	l := newLedger(t)
 	const writers, each = 8, 10
@@ -106,8 +141,8 @@ func TestReleaseNumbersHaveNoGaps(t *testing.T) {
 			}
 		}
 	}
-	if r := sound(t, l); r.Releases != writers*each {
-		t.Fatalf("verified %d releases", r.Releases)
+	if r := sound(t, l); r.Rows != writers*each+2 {
+		t.Fatalf("verified %d rows", r.Rows)
 	}
 }
 
@@ -151,7 +186,7 @@ func TestStateIsReadBack(t *testing.T) {
 	check(t, l.Commit(ctx, kiln.Record{Instances: []kiln.Instance{dead}}))
 	dead.State = kiln.InstanceReady
 	check(t, l.Commit(ctx, kiln.Record{Instances: []kiln.Instance{dead}}))
-	check(t, l.SetSetting(ctx, "x", []byte("1")))
+	check(t, l.SetSetting(ctx, "x", []byte("1"), kiln.Event{}))
 	check(t, l.Close())
 
 	l = openAt(t, path)
@@ -188,7 +223,7 @@ func second[T any](_ T, err error) error { return err }
 func TestPragmasHoldOnEveryConnection(t *testing.T) {
 	l := newLedger(t)
 	for range readers {
-		conn, err := l.read.Conn(t.Context())
+		conn, err := l.files().read.Conn(t.Context())
 		check(t, err)
 		defer func() { _ = conn.Close() }()
 		if _, err := conn.ExecContext(t.Context(), "DELETE FROM events"); err == nil {
@@ -197,161 +232,9 @@ func TestPragmasHoldOnEveryConnection(t *testing.T) {
 	}
 	var mode string
 	var level int
-	check(t, l.write.QueryRowContext(t.Context(), "PRAGMA journal_mode").Scan(&mode))
-	check(t, l.write.QueryRowContext(t.Context(), "PRAGMA synchronous").Scan(&level))
+	check(t, l.files().write.QueryRowContext(t.Context(), "PRAGMA journal_mode").Scan(&mode))
+	check(t, l.files().write.QueryRowContext(t.Context(), "PRAGMA synchronous").Scan(&level))
 	if mode != "wal" || level != 2 {
 		t.Fatalf("journal_mode %s, synchronous %d", mode, level)
 	}
-}
-
-func TestVerifyNamesTheRecordThatChanged(t *testing.T) {
-	for name, c := range map[string]struct{ damage, record string }{
-		"content":  {"UPDATE events SET body = CAST(replace(CAST(body AS TEXT), 'web-4', 'web-9') AS BLOB) WHERE seq = 5", "event 5"},
-		"scope":    {"UPDATE events SET environment = 'q' WHERE seq = 5", "event 5"},
-		"schema":   {"UPDATE events SET schema = 2 WHERE seq = 5", "event 5"},
-		"missing":  {"DELETE FROM events WHERE seq = 5", "event 6"},
-		"replaced": {"UPDATE events SET hash = zeroblob(32) WHERE seq = 5", "event 5"},
-		"release":  {"UPDATE releases SET body = CAST(replace(CAST(body AS TEXT), 'root', 'toor') AS BLOB)", "release 1 of p"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := newLedger(t)
-			for n := range 10 {
-				check(t, l.Append(t.Context(), event("p", n)))
-			}
-			check(t, second(l.CreateRelease(t.Context(), kiln.Release{Environment: "p", Actor: "root"})))
-			sound(t, l)
-			_, err := l.write.ExecContext(t.Context(), c.damage)
-			check(t, err)
-			r, err := l.Verify(t.Context())
-			check(t, err)
-			if len(r.Faults) == 0 || r.Faults[0].Record != c.record {
-				t.Fatalf("faults %+v, want %s", r.Faults, c.record)
-			}
-		})
-	}
-}
-
-func TestAFlippedByteInTheFileIsNamed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ledger.db")
-	l := openAt(t, path)
-	for n := range 200 {
-		check(t, l.Append(t.Context(), event("p", n)))
-	}
-	check(t, l.Close())
-	raw, err := os.ReadFile(path)
-	check(t, err)
-	at := bytes.Index(raw, []byte(`"subject":"web-41"`))
-	if at < 0 {
-		t.Fatal("the event is not in the file")
-	}
-	raw[at+12] ^= 1
-	check(t, os.WriteFile(path, raw, 0o600))
-	r, err := openAt(t, path).Verify(t.Context())
-	check(t, err)
-	if len(r.Faults) != 1 || r.Faults[0].Record != "event 42" {
-		t.Fatalf("faults %+v", r.Faults)
-	}
-}
-
-func TestWhatIsNoLedgerIsRefusedInWords(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ledger.db")
-	check(t, os.WriteFile(path, bytes.Repeat([]byte("no ledger "), 1000), 0o600))
-	_, err := Open(t.Context(), path)
-	var known *kiln.Error
-	if !errors.As(err, &known) || known.Hint == "" {
-		t.Fatalf("open: %v", err)
-	}
-}
-
-func TestPruneKeepsTheChain(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ledger.db")
-	l := openAt(t, path)
-	ctx := t.Context()
-	for n := range 50 {
-		check(t, l.Append(ctx, event("p", n)))
-	}
-	check(t, l.Prune(ctx, 100, 100))
-	check(t, l.Prune(ctx, 10, 100))
-	if r := sound(t, l); r.Events != 10 || len(r.Notes) != 1 {
-		t.Fatalf("%+v", r)
-	}
-	check(t, l.Prune(ctx, 0, 100))
-	check(t, l.Close())
-	l = openAt(t, path)
-	check(t, l.Append(ctx, event("p", 50)))
-	if r := sound(t, l); r.Events != 1 {
-		t.Fatalf("%+v", r)
-	}
-}
-
-func TestPruneKeepsTheLivingAndTheNewest(t *testing.T) {
-	l := openAt(t, filepath.Join(t.TempDir(), "ledger.db"))
-	ctx := t.Context()
-	check(t, l.Prune(ctx, 10, 10)) // of nothing
-	born := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	for n := range 20 {
-		i := kiln.Instance{ID: fmt.Sprintf("web-%02d", n), Environment: "p", State: kiln.InstanceDead, CreatedAt: born.Add(time.Duration(n) * time.Minute)}
-		if n == 0 {
-			i.State = kiln.InstanceReady
-		}
-		check(t, l.Commit(ctx, kiln.Record{Instances: []kiln.Instance{i}}))
-	}
-	check(t, l.Prune(ctx, 10, 5))
-	left, err := l.Instances(ctx, "p", 100)
-	check(t, err)
-	if len(left) != 6 || left[0].ID != "web-19" || left[4].ID != "web-15" || left[5].ID != "web-00" {
-		t.Fatalf("%+v", left)
-	}
-}
-
-func TestReleasesOfTheFirstSchemaAreRead(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ledger.db")
-	l, err := open(t.Context(), path, migrations()[:1])
-	check(t, err)
-	_, err = l.write.ExecContext(t.Context(), `
-		INSERT INTO environments (name, next_number) VALUES ('p', 2);
-		INSERT INTO releases (environment, number, state, body, digest) VALUES ('p', 1, 'live', CAST('{"environment":"p","number":1}' AS BLOB), '')`)
-	check(t, err)
-	check(t, l.Close())
-	l = openAt(t, path)
-	old, err := l.Release(t.Context(), "p", 1)
-	check(t, err)
-	if old.State != kiln.ReleaseLive || !old.LiveAt.IsZero() {
-		t.Fatalf("%+v", old)
-	}
-	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	check(t, l.Commit(t.Context(), kiln.Record{Marks: []kiln.ReleaseMark{{Environment: "p", Number: 1, State: kiln.ReleaseLive, LiveAt: at}}}))
-	check(t, l.Commit(t.Context(), kiln.Record{Marks: []kiln.ReleaseMark{{Environment: "p", Number: 1, State: kiln.ReleaseRetired}}}))
-	if now, err := l.Release(t.Context(), "p", 1); err != nil || !now.LiveAt.Equal(at) || now.State != kiln.ReleaseRetired {
-		t.Fatalf("%+v, %v", now, err)
-	}
-}
-
-func TestMigrationCopiesAndRefusesDowngrade(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ledger.db")
-	l := openAt(t, path)
-	check(t, l.Append(t.Context(), event("p", 1)))
-	check(t, l.Close())
-	steps := append(migrations(), "CREATE TABLE more (x INTEGER) STRICT")
-	l, err := open(t.Context(), path, steps)
-	check(t, err)
-	sound(t, l)
-	check(t, l.Close())
-	_, err = Open(t.Context(), path)
-	var refused *kiln.Error
-	if !errors.As(err, &refused) || refused.Code != kiln.CodeRefused {
-		t.Fatalf("an older program opened it: %v", err)
-	}
-	old := openAt(t, fmt.Sprintf("%s.schema-%d", path, len(migrations())))
-	if r := sound(t, old); r.Events != 1 {
-		t.Fatalf("the copy has %d events", r.Events)
-	}
-	check(t, old.Close())
-	bad := append(steps, "CREATE TABLE more (x INTEGER)")
-	if _, err := open(t.Context(), path, bad); err == nil {
-		t.Fatal("a migration that failed was taken")
-	}
-	l, err = open(t.Context(), path, steps)
-	check(t, err)
-	check(t, l.Close())
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"slices"
 
 	"github.com/kilnproject/kiln"
 )
@@ -21,14 +20,12 @@ func (l *Ledger) ReleasesBefore(ctx context.Context, environment string, below, 
 // AllBut returns the sequence after which the newest so many events are, of
 // one environment or, with "", of all: 0 when there are fewer.
 func (l *Ledger) AllBut(ctx context.Context, environment string, newest int) (int64, error) {
-	query, args := "SELECT seq FROM events", []any{}
-	if environment != "" {
-		query, args = query+" WHERE environment = ?", append(args, environment)
-	}
+	where, args := told(environment)
 	var after int64
-	err := l.read.QueryRowContext(ctx, query+" ORDER BY seq DESC LIMIT 1 OFFSET ?", append(slices.Clone(args), newest)...).Scan(&after)
+	err := l.files().read.QueryRowContext(ctx, //nolint:gosec // all parts are constants
+		"SELECT seq FROM events WHERE "+where+" ORDER BY seq DESC LIMIT 1 OFFSET ?", append(args, newest)...).Scan(&after)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}
-	return after, explain("read events", err)
+	return after, l.noticed("read events", err)
 }

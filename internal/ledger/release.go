@@ -2,9 +2,7 @@ package ledger
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/kilnproject/kiln"
@@ -14,37 +12,65 @@ import (
 // the event that says so, and returns it with that number. Numbers begin at 1
 // and have no gaps.
 func (l *Ledger) CreateRelease(ctx context.Context, r kiln.Release) (kiln.Release, error) {
-	err := l.update(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		err := tx.QueryRowContext(ctx, `
-			INSERT INTO environments (name, next_number) VALUES (?, 2)
-			ON CONFLICT (name) DO UPDATE SET next_number = next_number + 1
-			RETURNING next_number - 1`, r.Environment).Scan(&r.Number)
-		if err != nil {
+	err := l.update(ctx, func(ctx context.Context, w *writing) error {
+		var err error
+		if r.Number, err = w.nextNumber(ctx, r.Environment); err != nil {
 			return err
 		}
 		body, err := json.Marshal(r)
 		if err != nil {
 			return fmt.Errorf("encode release: %w", err)
 		}
-		digest := kiln.DigestOf(body)
-		_, err = tx.ExecContext(ctx, "INSERT INTO releases (environment, number, state, body, digest) VALUES (?, ?, ?, ?, ?)",
-			r.Environment, r.Number, r.State, body, digest)
-		if err != nil {
+		if err := w.put(ctx, l.tables.releases, r.Environment, int64(r.Number), string(r.State), "", "", body); err != nil {
 			return err
 		}
-		data := map[string]string{"release": string(digest), "bundle": string(r.Bundle), "identity": string(r.Identity())}
+		data := map[string]string{"release": string(kiln.DigestOf(body)), "bundle": string(r.Bundle), "identity": string(r.Identity())}
 		if r.Source.Commit != "" {
 			data["commit"] = r.Source.Commit
 		}
 		if r.Source.Dirty {
 			data["dirty"] = "true"
 		}
-		return l.appendEvents(ctx, tx, []kiln.Event{{
+		w.events = []kiln.Event{{
 			At: r.CreatedAt, Environment: r.Environment, Kind: "release.created", Subject: fmt.Sprintf("release %d", r.Number),
 			Message: fmt.Sprintf("release %d was made", r.Number), Actor: r.Actor, Data: data,
-		}})
+		}}
+		return nil
 	})
 	return r, err
+}
+
+// nextNumber takes the next number of an environment.
+func (w *writing) nextNumber(ctx context.Context, environment string) (int, error) {
+	next := int64(1)
+	have, found, err := w.get(ctx, w.l.tables.numbers, environment)
+	if err != nil {
+		return 0, err
+	}
+	if found {
+		next = have.values[1].(int64)
+	}
+	return int(next), w.put(ctx, w.l.tables.numbers, environment, next+1)
+}
+
+// mark sets where a release stands.
+func (w *writing) mark(ctx context.Context, m kiln.ReleaseMark) error {
+	r, found, err := w.get(ctx, w.l.tables.releases, m.Environment, int64(m.Number))
+	if err != nil {
+		return err
+	}
+	if !found {
+		return noRelease(m.Environment, m.Number)
+	}
+	r.values[2], r.values[3] = string(m.State), stamp(m.ParkedUntil)
+	if !m.LiveAt.IsZero() {
+		r.values[4] = stamp(m.LiveAt)
+	}
+	return w.put(ctx, w.l.tables.releases, r.values...)
+}
+
+func noRelease(environment string, number int) error {
+	return kiln.Errorf(kiln.CodeNotFound, "kiln releases "+environment+" lists them", "environment %s has no release %d", environment, number)
 }
 
 // Release returns one release; kiln.ErrNotFound for an unknown one.
@@ -60,73 +86,91 @@ func (l *Ledger) Release(ctx context.Context, environment string, number int) (k
 }
 
 // Releases lists an environment's releases by number; none for an unknown one.
+// What is damaged is read from its copy.
 func (l *Ledger) Releases(ctx context.Context, environment string) ([]kiln.Release, error) {
 	return l.releases(ctx, "WHERE environment = ? ORDER BY number", environment)
 }
 
 func (l *Ledger) releases(ctx context.Context, where string, args ...any) ([]kiln.Release, error) {
-	rows, err := l.read.QueryContext(ctx, "SELECT number, state, parked_until, live_at, body FROM releases "+where, args...) //nolint:gosec // where is a constant
+	t := l.tables.releases
+	rows, err := l.rows(ctx, t, where, args...)
+	if err != nil && isDamage(err) {
+		_ = l.noticed("read releases", err)
+		rows, err = l.rows(ctx, t.twin, where, args...)
+	}
 	if err != nil {
-		return nil, explain("read releases", err)
+		return nil, l.noticed("read releases", err)
 	}
-	defer func() { _ = rows.Close() }()
-	var out []kiln.Release
-	for rows.Next() {
-		var number int
-		var state, until, live string
-		var body []byte
-		if err := rows.Scan(&number, &state, &until, &live, &body); err != nil {
-			return nil, explain("read releases", err)
+	out := make([]kiln.Release, 0, len(rows))
+	for _, r := range rows {
+		if !r.intact() {
+			if r, err = l.copyOf(ctx, r); err != nil {
+				return nil, err
+			}
 		}
-		var r kiln.Release
-		if err := json.Unmarshal(body, &r); err != nil {
-			return nil, damaged(fmt.Sprintf("release %d", number), err)
+		one, err := releaseOf(r)
+		if err != nil {
+			return nil, err
 		}
-		r.State = kiln.ReleaseState(state)
-		if r.ParkedUntil, err = unstamp(until); err != nil {
-			return nil, damaged(fmt.Sprintf("release %d", number), err)
-		}
-		if r.LiveAt, err = unstamp(live); err != nil {
-			return nil, damaged(fmt.Sprintf("release %d", number), err)
-		}
-		out = append(out, r)
+		out = append(out, one)
 	}
-	return out, explain("read releases", rows.Err())
+	return out, nil
 }
 
-// Environments lists the names of all environments that ever had a release,
+// copyOf is the twin of a damaged release's row.
+func (l *Ledger) copyOf(ctx context.Context, r row) (row, error) {
+	l.found(r.fault())
+	twins, err := l.rows(ctx, r.table.twin, "WHERE environment = ? AND number = ?", r.values[0], r.values[1])
+	if err != nil {
+		return r, l.noticed("read a copy of "+r.String(), err)
+	}
+	if len(twins) == 0 || !twins[0].intact() {
+		return r, damaged(r.String())
+	}
+	return twins[0], nil
+}
+
+// releaseOf decodes an intact row.
+func releaseOf(row row) (kiln.Release, error) {
+	var r kiln.Release
+	if err := json.Unmarshal(row.values[5].([]byte), &r); err != nil {
+		return r, damaged(row.String())
+	}
+	r.State = kiln.ReleaseState(row.values[2].(string))
+	var err error
+	if r.ParkedUntil, err = unstamp(row.values[3].(string)); err == nil {
+		r.LiveAt, err = unstamp(row.values[4].(string))
+	}
+	if err != nil {
+		return r, damaged(row.String())
+	}
+	return r, nil
+}
+
+// Environments lists the names of all environments that have a release,
 // sorted.
 func (l *Ledger) Environments(ctx context.Context) ([]string, error) {
-	rows, err := l.read.QueryContext(ctx, "SELECT name FROM environments ORDER BY name")
+	out, err := l.environments(ctx, l.tables.releases)
+	if err != nil && isDamage(err) {
+		_ = l.noticed("read environments", err)
+		out, err = l.environments(ctx, l.tables.releases.twin)
+	}
+	return out, l.noticed("read environments", err)
+}
+
+func (l *Ledger) environments(ctx context.Context, t *table) ([]string, error) {
+	rows, err := l.files().read.QueryContext(ctx, "SELECT DISTINCT environment FROM "+t.name+" ORDER BY environment") //nolint:gosec // a name of ours
 	if err != nil {
-		return nil, explain("read environments", err)
+		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
 	var out []string
 	for rows.Next() {
 		var name string
 		if err := rows.Scan(&name); err != nil {
-			return nil, explain("read environments", err)
+			return nil, err
 		}
 		out = append(out, name)
 	}
-	return out, explain("read environments", rows.Err())
-}
-
-// Setting returns a setting's value; kiln.ErrNotFound when it was never set.
-func (l *Ledger) Setting(ctx context.Context, name string) ([]byte, error) {
-	var value []byte
-	err := l.read.QueryRowContext(ctx, "SELECT value FROM settings WHERE name = ?", name).Scan(&value)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, kiln.Errorf(kiln.CodeNotFound, "", "there is no setting %s", name)
-	}
-	return value, explain("read setting "+name, err)
-}
-
-// SetSetting sets a setting's value.
-func (l *Ledger) SetSetting(ctx context.Context, name string, value []byte) error {
-	return l.update(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
-		return err
-	})
+	return out, rows.Err()
 }

@@ -3,15 +3,25 @@ package ledger
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"math"
+	"os"
 
 	"github.com/kilnproject/kiln"
 )
 
+// migration is one step from a schema to the next: SQL, and what SQL cannot
+// do.
+type migration struct {
+	script string
+	then   func(ctx context.Context, w *writing) error
+}
+
 // migrations are the steps from an empty file to the present schema. A step
 // that was released never changes; schema n is the result of the first n.
-func migrations() []string {
-	return []string{`
+func migrations() []migration {
+	return []migration{{script: `
 CREATE TABLE events (
 	seq         INTEGER PRIMARY KEY,
 	schema      INTEGER NOT NULL,
@@ -66,25 +76,91 @@ CREATE TABLE settings (
 	name  TEXT PRIMARY KEY,
 	value BLOB NOT NULL
 ) STRICT;
-`, `
+`}, {script: `
 ALTER TABLE releases ADD COLUMN live_at TEXT NOT NULL DEFAULT '';
-`}
+`}, {script: `
+-- From event schema 2 on an entry holds the digests of the rows that changed
+-- with it, its body has no environment, and its prev is empty: it is the hash
+-- of the entry before it. An entry with an empty body tells of rows only.
+ALTER TABLE events ADD COLUMN rows BLOB NOT NULL DEFAULT x'';
+
+-- digest is of all other columns but anchor, the number of the entry of the
+-- chain that holds the digest, too.
+ALTER TABLE releases RENAME COLUMN digest TO body_digest;
+ALTER TABLE releases     ADD COLUMN anchor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE releases     ADD COLUMN digest BLOB    NOT NULL DEFAULT x'';
+ALTER TABLE rollouts     ADD COLUMN anchor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rollouts     ADD COLUMN digest BLOB    NOT NULL DEFAULT x'';
+ALTER TABLE instances    ADD COLUMN anchor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE instances    ADD COLUMN digest BLOB    NOT NULL DEFAULT x'';
+ALTER TABLE settings     ADD COLUMN anchor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE settings     ADD COLUMN digest BLOB    NOT NULL DEFAULT x'';
+ALTER TABLE environments ADD COLUMN anchor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE environments ADD COLUMN digest BLOB    NOT NULL DEFAULT x'';
+ALTER TABLE checkpoints  ADD COLUMN anchor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints  ADD COLUMN digest BLOB    NOT NULL DEFAULT x'';
+DROP INDEX instances_by_birth;
+
+-- The same rows once more, on other pages: what serves must be readable.
+CREATE TABLE release_copies (
+	environment  TEXT    NOT NULL,
+	number       INTEGER NOT NULL,
+	state        TEXT    NOT NULL,
+	parked_until TEXT    NOT NULL,
+	live_at      TEXT    NOT NULL,
+	body         BLOB    NOT NULL,
+	anchor       INTEGER NOT NULL,
+	digest       BLOB    NOT NULL,
+	PRIMARY KEY (environment, number)
+) STRICT;
+
+-- Damaged records with which a person went on.
+CREATE TABLE accepted (
+	record      TEXT PRIMARY KEY,
+	fingerprint BLOB    NOT NULL, -- of the record as it was found
+	anchor      INTEGER NOT NULL,
+	digest      BLOB    NOT NULL
+) STRICT;
+`, then: anchorAll}}
+}
+
+// mark is in the file's application_id beside the schema's number, which is in
+// its user_version: one that was changed by accident is found so. It says
+// "Kl".
+const mark = 0x4b6c0000
+
+// schemaOf is the schema's number of a file; 0 for an empty one.
+func schemaOf(ctx context.Context, db *sql.DB) (int, error) {
+	var version, id int
+	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return 0, err
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
+		return 0, err
+	}
+	if before := version >= 0 && version < 3; id == mark|version || before && id == 0 {
+		return version, nil
+	}
+	return 0, fmt.Errorf("%w: its schema is %d by one number and %d by the other", errDamaged, version, id&^mark)
 }
 
 // migrate brings the file to the schema of the last step.
-func (l *Ledger) migrate(ctx context.Context, steps []string) error {
-	var have int
-	if err := l.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have); err != nil {
-		return err
-	}
+func (l *Ledger) migrate(ctx context.Context, steps []migration) error {
+	have, err := schemaOf(ctx, l.files().write)
 	switch {
+	case err != nil:
+		return err
 	case have > len(steps):
-		return kiln.Errorf(kiln.CodeRefused, "start the newer kilnd again, or restore a backup from before its installation",
-			"the ledger %s has schema %d, and this kilnd knows schemas up to %d: a newer kilnd wrote it", l.path, have, len(steps))
+		return l.downgrade(have, len(steps))
 	case have == len(steps):
 		return nil
+	case l.opts.asItIs:
+		return kiln.Errorf(kiln.CodeConflict, "start kilnd, which brings it to the present one", "the ledger %s has schema %d, which is an older one", l.path, have)
 	case have > 0:
-		if err := l.copyTo(ctx, fmt.Sprintf("%s.schema-%d", l.path, have)); err != nil {
+		if err := l.copyBefore(ctx, have); err != nil {
+			return err
+		}
+		if l.tip, err = readTip(ctx, l.files().write); err != nil {
 			return err
 		}
 	}
@@ -93,20 +169,51 @@ func (l *Ledger) migrate(ctx context.Context, steps []string) error {
 			return fmt.Errorf("migrate to schema %d: %w", n+1, err)
 		}
 	}
-	return nil
+	return l.forgetCopies(have)
+}
+
+// downgrade explains that a newer kilnd has been here.
+func (l *Ledger) downgrade(have, known int) error {
+	hint := "start the newer kilnd again, or restore a backup from before its installation"
+	for n := known; n > 0; n-- {
+		if copied := l.copyPath(n); exists(copied) {
+			hint = fmt.Sprintf("start the newer kilnd again; %s is the ledger as it was before that one came", copied)
+			break
+		}
+	}
+	return kiln.Errorf(kiln.CodeRefused, hint,
+		"the ledger %s has schema %d, and this kilnd knows schemas up to %d: a newer kilnd wrote it", l.path, have, known)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // step takes one migration and its number in one transaction.
-func (l *Ledger) step(ctx context.Context, script string, number int) (err error) {
-	tx, err := l.write.BeginTx(ctx, nil)
+func (l *Ledger) step(ctx context.Context, m migration, number int) (err error) {
+	tx, err := l.files().write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer func() { err = settle(tx, err) }()
-	if _, err = tx.ExecContext(ctx, script); err != nil {
+	before := l.tip
+	defer func() {
+		if err = settle(tx, err); err != nil {
+			l.tip = before
+		}
+	}()
+	if _, err = tx.ExecContext(ctx, m.script); err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", number))
+	if m.then != nil {
+		if err = m.then(ctx, &writing{l: l, tx: tx}); err != nil {
+			return err
+		}
+	}
+	if _, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", number)); err != nil || number < 3 {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", mark|number))
 	return err
 }
 
@@ -115,8 +222,75 @@ func settle(tx *sql.Tx, err error) error {
 	if err == nil {
 		return tx.Commit()
 	}
-	if rollback := tx.Rollback(); rollback != nil {
+	if rollback := tx.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) {
 		return fmt.Errorf("%w (and rolling back: %w)", err, rollback)
 	}
 	return err
+}
+
+// anchorAll gives the rows of schema 2 their digests and their place in the
+// chain. A release that is not what was written stays without, and so is found
+// ever after.
+func anchorAll(ctx context.Context, w *writing) error {
+	damaged, err := damagedReleases(ctx, w.tx)
+	if err != nil {
+		return err
+	}
+	// Only the last checkpoint was ever of use.
+	if _, err := w.tx.ExecContext(ctx, `
+		DELETE FROM checkpoints WHERE seq < (SELECT max(seq) FROM checkpoints);
+		ALTER TABLE releases DROP COLUMN body_digest`); err != nil {
+		return err
+	}
+	for _, t := range w.l.tables.list() {
+		if err := w.anchorTable(ctx, t, func(r row) bool { return t != w.l.tables.releases || !damaged[r.key()] }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// damagedReleases are those of schema 2 whose body has not its digest.
+func damagedReleases(ctx context.Context, tx *sql.Tx) (map[string]bool, error) {
+	rows, err := tx.QueryContext(ctx, "SELECT environment, number, body, body_digest FROM releases")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[string]bool{}
+	for rows.Next() {
+		var environment, digest string
+		var number int
+		var body []byte
+		if err := rows.Scan(&environment, &number, &body, &digest); err != nil {
+			return nil, err
+		}
+		if kiln.DigestOf(body) != kiln.Digest(digest) {
+			out[fmt.Sprintf("%s/%d", environment, number)] = true
+		}
+	}
+	return out, rows.Err()
+}
+
+// anchorTable anchors the rows of a table that are chosen, anew.
+func (w *writing) anchorTable(ctx context.Context, t *table, chosen func(row) bool) error {
+	var last int64
+	for {
+		batch, end, err := readBatch(ctx, w.tx, t, last, math.MaxInt64)
+		if err != nil || len(batch) == 0 {
+			return err
+		}
+		last = end
+		for _, r := range batch {
+			if !chosen(r) {
+				continue
+			}
+			if err := w.put(ctx, t, r.values...); err != nil {
+				return err
+			}
+		}
+		if err := w.append(ctx); err != nil {
+			return err
+		}
+	}
 }

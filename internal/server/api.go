@@ -19,6 +19,7 @@ const (
 	typeStream = "application/x-ndjson"
 	typeSSE    = "text/event-stream"
 	typeTar    = "application/x-tar"
+	typeBackup = "application/zstd"
 )
 
 // Control is what the API is the face of. A context that ends means that the

@@ -315,15 +315,19 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		return err
 	}
 	defer func() { _ = response.Body.Close() }()
-	decoder := json.NewDecoder(response.Body)
-	if response.StatusCode == http.StatusOK {
-		if err := decoder.Decode(result); err != nil {
-			return fmt.Errorf("read the answer of /v1/%s: %w", path, err)
-		}
-		return nil
+	if response.StatusCode != http.StatusOK {
+		return refusedWith(response, path)
 	}
+	if err := json.NewDecoder(response.Body).Decode(result); err != nil {
+		return fmt.Errorf("read the answer of /v1/%s: %w", path, err)
+	}
+	return nil
+}
+
+// refusedWith is the error of an answer that is one.
+func refusedWith(response *http.Response, path string) error {
 	var f Frame
-	if err := decoder.Decode(&f); err != nil || f.Error == nil {
+	if err := json.NewDecoder(response.Body).Decode(&f); err != nil || f.Error == nil {
 		return kiln.Errorf(kiln.CodeInternal, "", "/v1/%s answered %s", path, response.Status)
 	}
 	return f.Error

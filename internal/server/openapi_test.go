@@ -246,6 +246,9 @@ func (d *describer) response(r route) object {
 	if r.text {
 		return object{"description": "It was done.", "content": object{"text/plain": object{"schema": object{"type": "string"}}}}
 	}
+	if slices.Contains(r.formats, typeBackup) {
+		return object{"description": "The file. When it breaks off, the trailer Kiln-Error has the error.", "content": object{typeBackup: object{}}}
+	}
 	result := d.refer(reflect.TypeOf(r.result))
 	if !r.frames {
 		return object{"description": "It was done.", "content": object{typeJSON: object{"schema": result}}}
@@ -389,6 +392,9 @@ func TestEveryRouteHasARole(t *testing.T) {
 		"POST /v1/bake":          kiln.RoleDeploy,
 		"POST /v1/rollback":      kiln.RoleDeploy,
 		"POST /v1/down":          kiln.RoleDeploy,
+		"POST /v1/backup":        kiln.RoleAdmin,
+		"POST /v1/ledger/verify": kiln.RoleAdmin,
+		"POST /v1/ledger/accept": kiln.RoleAdmin,
 		"POST /v1/reload":        kiln.RoleAdmin,
 		"POST /v1/notify/test":   kiln.RoleAdmin,
 		"POST /v1/shutdown":      kiln.RoleAdmin,

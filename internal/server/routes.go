@@ -125,6 +125,18 @@ func (a *api) changing() []route {
 			body: control.DownRequest{}, result: struct{}{}, frames: true, handle: a.stream(a.down),
 		},
 		{
+			method: "POST", path: "/v1/backup", role: kiln.RoleAdmin, summary: "All that cannot be made anew, as one file",
+			body: BackupRequest{}, formats: []string{typeBackup}, handle: a.backup,
+		},
+		{
+			method: "POST", path: "/v1/ledger/verify", role: kiln.RoleAdmin, summary: "Check every record of the ledger",
+			body: VerifyRequest{}, result: kiln.LedgerReport{}, frames: true, handle: a.stream(a.verifyLedger),
+		},
+		{
+			method: "POST", path: "/v1/ledger/accept", role: kiln.RoleAdmin, summary: "Go on with a damaged ledger",
+			body: AcceptRequest{}, result: kiln.LedgerReport{}, frames: true, handle: a.stream(a.acceptLedger),
+		},
+		{
 			method: "POST", path: "/v1/reload", role: kiln.RoleAdmin, summary: "Read the configuration again and take it, whole or not at all",
 			body: struct{}{}, result: Reloaded{}, handle: a.answer(a.reload),
 		},

@@ -37,6 +37,11 @@ type Options struct {
 	Access *Access
 	// Record puts an event into the history; nil drops it.
 	Record func(ctx context.Context, e kiln.Event) error
+	// Ledger is checked, and accepted as it is, on request.
+	Ledger Ledger
+	// Backup writes a backup; nil when there is nothing to back up. Nothing that
+	// it wrote counts when it returns an error.
+	Backup func(ctx context.Context, actor string, request BackupRequest, w io.Writer) error
 	// Shutdown ends every environment and then Kiln's own processes; nil when
 	// the server cannot be asked for it.
 	Shutdown func(ctx context.Context, actor string, progress func(kiln.Progress)) error

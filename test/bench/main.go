@@ -34,6 +34,8 @@ func items() []item {
 		{"upgrade", "Kiln itself replaced by another version under load", benchUpgrade},
 		{"rest", "memory at rest, and kiln version", benchRest},
 		{"memory", "Kiln's own memory per instance, from 100 to 500", benchMemory},
+		{"ledger", "a ledger of a million events", benchLedger},
+		{"powercut", "a ledger whose power is cut", benchPowerCut},
 		{"gateway", "the gateway beside nginx", benchGateway},
 	}
 }

@@ -192,6 +192,13 @@ func (r *Rig) KillDaemon() {
 	_ = r.daemon.Wait()
 }
 
+// StopDaemon ends the control plane with SIGTERM, as a service manager does,
+// and leaves all else alone.
+func (r *Rig) StopDaemon() {
+	_ = r.daemon.Process.Signal(syscall.SIGTERM)
+	_ = r.daemon.Wait()
+}
+
 // DaemonPID is the control plane's process id.
 func (r *Rig) DaemonPID() int { return r.daemon.Process.Pid }
 
