@@ -30,6 +30,8 @@ type Options struct {
 	// MaxInFlight bounds concurrency; what would exceed it counts as failed.
 	// 0 means 1,024.
 	MaxInFlight int
+	// Each is told of every request that has ended, one at a time; nil is not.
+	Each func(Outcome)
 }
 
 // Report is what became of the requests.
@@ -53,11 +55,12 @@ type Seen struct {
 	Last time.Time `json:"last"`
 }
 
-type outcome struct {
-	at      time.Time
-	took    time.Duration
-	failure string
-	version string
+// Outcome is what became of one request.
+type Outcome struct {
+	At      time.Time // when it was sent
+	Took    time.Duration
+	Failure string // "" when it was answered with 200 to 399
+	Version string
 }
 
 // Run sends until the duration has passed or ctx ends, waits for the last
@@ -72,10 +75,10 @@ func Run(ctx context.Context, o Options) Report {
 	client := &http.Client{Transport: transport, Timeout: o.Timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse
 	}}
-	outcomes := make(chan outcome, o.MaxInFlight)
+	outcomes := make(chan Outcome, o.MaxInFlight)
 	done := make(chan Report)
 	start := time.Now()
-	go func() { done <- collect(outcomes) }()
+	go func() { done <- o.collect(outcomes) }()
 	o.send(ctx, client, start, outcomes)
 	close(outcomes)
 	r := <-done
@@ -98,7 +101,7 @@ func (o Options) defaults() Options {
 }
 
 // send starts every request at its time and returns when all have ended.
-func (o Options) send(ctx context.Context, client *http.Client, start time.Time, outcomes chan<- outcome) {
+func (o Options) send(ctx context.Context, client *http.Client, start time.Time, outcomes chan<- Outcome) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, o.MaxInFlight)
@@ -122,7 +125,7 @@ func (o Options) send(ctx context.Context, client *http.Client, start time.Time,
 					<-slots
 				})
 			default:
-				outcomes <- outcome{at: time.Now(), failure: "too many in flight"}
+				outcomes <- Outcome{At: time.Now(), Failure: "too many in flight"}
 			}
 		}
 	}
@@ -131,29 +134,29 @@ func (o Options) send(ctx context.Context, client *http.Client, start time.Time,
 // one sends one request. It has no context: a request that left is waited for.
 //
 //nolint:contextcheck // see above
-func (o Options) one(client *http.Client) outcome {
-	out := outcome{at: time.Now()}
+func (o Options) one(client *http.Client) (out Outcome) {
+	out.At = time.Now()
+	defer func() { out.Took = time.Since(out.At) }()
 	request, err := http.NewRequestWithContext(context.Background(), o.Method, o.URL, bytes.NewReader(o.Body))
 	if err != nil {
-		out.failure = err.Error()
+		out.Failure = err.Error()
 		return out
 	}
 	request.Host = o.Host
 	response, err := client.Do(request)
 	if err != nil {
-		out.failure = cause(err)
+		out.Failure = cause(err)
 		return out
 	}
 	defer func() { _ = response.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	out.took = time.Since(out.at)
 	switch {
 	case err != nil:
-		out.failure = "body: " + cause(err)
+		out.Failure = "body: " + cause(err)
 	case response.StatusCode >= 400:
-		out.failure = fmt.Sprintf("status %d", response.StatusCode)
+		out.Failure = fmt.Sprintf("status %d", response.StatusCode)
 	case o.Version != nil:
-		out.version = o.Version(response.StatusCode, response.Header, body)
+		out.Version = o.Version(response.StatusCode, response.Header, body)
 	}
 	return out
 }
@@ -169,20 +172,23 @@ func cause(err error) string {
 	}
 }
 
-func collect(outcomes <-chan outcome) Report {
+func (o Options) collect(outcomes <-chan Outcome) Report {
 	r := Report{Failures: map[string]int{}, Versions: map[string]*Seen{}}
 	var took []time.Duration
-	for o := range outcomes {
+	for one := range outcomes {
+		if o.Each != nil {
+			o.Each(one)
+		}
 		r.Sent++
-		if o.failure != "" {
+		if one.Failure != "" {
 			r.Failed++
-			r.Failures[o.failure]++
+			r.Failures[one.Failure]++
 			continue
 		}
 		r.OK++
-		took = append(took, o.took)
-		if o.version != "" {
-			r.see(o)
+		took = append(took, one.Took)
+		if one.Version != "" {
+			r.see(one)
 		}
 	}
 	if len(took) > 0 {
@@ -192,18 +198,18 @@ func collect(outcomes <-chan outcome) Report {
 	return r
 }
 
-func (r *Report) see(o outcome) {
-	s := r.Versions[o.version]
+func (r *Report) see(o Outcome) {
+	s := r.Versions[o.Version]
 	if s == nil {
-		s = &Seen{First: o.at, Last: o.at}
-		r.Versions[o.version] = s
+		s = &Seen{First: o.At, Last: o.At}
+		r.Versions[o.Version] = s
 	}
 	s.Count++
-	if o.at.Before(s.First) {
-		s.First = o.at
+	if o.At.Before(s.First) {
+		s.First = o.At
 	}
-	if o.at.After(s.Last) {
-		s.Last = o.at
+	if o.At.After(s.Last) {
+		s.Last = o.At
 	}
 }
 
