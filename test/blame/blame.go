@@ -15,9 +15,13 @@ import (
 )
 
 // Margin is how long after the end of a process what was sent to it may still
-// fail: the kernel closes its connections one by one, and a client learns of
-// it later.
-const Margin = 100 * time.Millisecond
+// fail: the kernel closes its connections one by one. A client on a busy
+// machine learns of it later; what it sends on a connection that was made
+// before may fail until Stale has passed.
+const (
+	Margin = 100 * time.Millisecond
+	Stale  = 2 * time.Second
+)
 
 // endLimit bounds the wait for a process that got SIGKILL.
 const endLimit = 10 * time.Second
@@ -87,7 +91,11 @@ func (r *Register) Of(o load.Outcome) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.all {
-		if !o.At.After(e.to.Add(Margin)) && !o.At.Add(o.Took).Before(e.from) {
+		margin := Margin
+		if !o.Dialed.IsZero() && !o.Dialed.After(e.to) {
+			margin = Stale
+		}
+		if !o.At.After(e.to.Add(margin)) && !o.At.Add(o.Took).Before(e.from) {
 			return e.what
 		}
 	}

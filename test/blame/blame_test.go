@@ -16,15 +16,22 @@ func TestOnlyWhatWasUnderWayIsBlamed(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		sent, took time.Duration
+		dialed     time.Duration // 0 is a connection of its own
 		want       string
 	}{
-		{"answered before the kill", -2 * time.Second, time.Second, ""},
-		{"under way", -time.Second, 1010 * time.Millisecond, "gateway"},
-		{"sent while it died", 20 * time.Millisecond, time.Millisecond, "gateway"},
-		{"sent on a connection that was just closed", 140 * time.Millisecond, time.Millisecond, "gateway"},
-		{"sent later", 200 * time.Millisecond, time.Millisecond, ""},
+		{"answered before the kill", -2 * time.Second, time.Second, -time.Minute, ""},
+		{"under way", -time.Second, 1010 * time.Millisecond, 0, "gateway"},
+		{"sent while it died", 20 * time.Millisecond, time.Millisecond, 0, "gateway"},
+		{"sent on a connection that was just closed", 400 * time.Millisecond, time.Millisecond, -time.Minute, "gateway"},
+		{"sent later", 200 * time.Millisecond, time.Millisecond, 0, ""},
+		{"sent later, on a connection that was made later", 400 * time.Millisecond, time.Millisecond, 300 * time.Millisecond, ""},
+		{"sent much later", 3 * time.Second, time.Millisecond, -time.Minute, ""},
 	} {
-		if got := r.Of(load.Outcome{At: at.Add(c.sent), Took: c.took}); got != c.want {
+		o := load.Outcome{At: at.Add(c.sent), Took: c.took}
+		if c.dialed != 0 {
+			o.Dialed = at.Add(c.dialed)
+		}
+		if got := r.Of(o); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}

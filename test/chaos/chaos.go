@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -16,12 +18,9 @@ import (
 
 // chaos is one run.
 type chaos struct {
+	order
 	rig   *rig.Rig
-	disk  string // the file system of the rig's own
-	rate  int    // GET a second
-	seed  uint64
 	began time.Time
-	out   io.Writer
 
 	kills   blame.Register
 	lasting sync.WaitGroup // what goes on beside the next events
@@ -35,11 +34,21 @@ type chaos struct {
 	report       *report
 }
 
+// order is what a run is to do.
+type order struct {
+	disk   string // the file system of the rig's own
+	limit  time.Duration
+	seed   uint64
+	rate   int       // GET a second
+	out    io.Writer // is told of everything at once
+	folder string    // for the logs
+}
+
 // run disturbs a control plane of its own for a time.
-func run(t rig.TB, disk string, limit time.Duration, seed uint64, rate int, out io.Writer) *report {
+func run(t rig.TB, o order) *report {
 	c := &chaos{
-		rig: rig.New(t), disk: disk, rate: rate, seed: seed, out: out,
-		report: &report{Seed: seed, Events: map[string]*tally{}, Streams: map[string]*stream{}, Orphans: []string{}, Records: []string{}, Problems: []string{}},
+		order: o, rig: rig.New(t),
+		report: &report{Seed: o.seed, Events: map[string]*tally{}, Streams: map[string]*stream{}, Orphans: []string{}, Records: []string{}, Problems: []string{}},
 	}
 	c.rig.App()
 	c.define()
@@ -48,7 +57,7 @@ func run(t rig.TB, disk string, limit time.Duration, seed uint64, rate int, out 
 	starts, stop := c.rig.Supervise()
 	c.began = time.Now()
 	end := c.load()
-	c.disturb(limit)
+	c.disturb()
 	c.lasting.Wait()
 	c.report.Seconds = time.Since(c.began).Seconds()
 	c.settle()
@@ -68,28 +77,28 @@ func (c *chaos) load() (end func()) {
 		s := newStream()
 		c.report.Streams[name] = s
 		running.Go(func() {
-			var failures []load.Outcome
+			var odd []load.Outcome
 			o.Each = func(one load.Outcome) {
-				if one.Failure != "" {
-					failures = append(failures, one)
+				if one.Failure != "" || one.Took > slow {
+					odd = append(odd, one)
 				}
 			}
 			s.Report = load.Run(ctx, o)
-			s.take(failures, &c.kills, c.began)
+			s.take(odd, &c.kills, c.began)
 		})
 	}
 	return func() { cancel(); running.Wait() }
 }
 
 // disturb lets events happen until the time is over.
-func (c *chaos) disturb(limit time.Duration) {
+func (c *chaos) disturb() {
 	known := map[string]kind{}
 	for _, k := range kinds() {
 		known[k.name] = k
 	}
 	for e := range plan(c.seed) {
 		<-time.After(e.Pause)
-		if time.Since(c.began) > limit {
+		if time.Since(c.began) > c.limit {
 			return
 		}
 		k := known[e.Kind]
@@ -98,8 +107,9 @@ func (c *chaos) disturb(limit time.Duration) {
 				c.problem("before %q: %v", e.Kind, err)
 			}
 		}
+		begin := time.Now()
 		err := k.do(c, e)
-		c.log(e.Kind, err)
+		c.log(fmt.Sprintf("%s (%s)", e.Kind, time.Since(begin).Round(time.Millisecond)), err)
 		c.tally(e.Kind, err)
 	}
 }
@@ -185,11 +195,25 @@ func (c *chaos) orphan(format string, args ...any) {
 	c.log("ORPHAN "+fmt.Sprintf(format, args...), nil)
 }
 
+// logs keeps what Kiln's processes said, beside the report.
+func (c *chaos) logs() {
+	for _, path := range []string{"kilnd.log", "keep.log", "gateway/access.log"} {
+		b, err := os.ReadFile(filepath.Join(c.rig.Data, path))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(c.folder, filepath.Base(path)), b, 0o600)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			c.log("keep "+path, err)
+		}
+	}
+}
+
 // count ends everything and counts what is left, and reads the history.
 func (c *chaos) count() {
 	if err := c.records(); err != nil {
 		c.problem("%v", err)
 	}
+	defer c.logs()
 	if _, err := c.rig.Try("shutdown", "--yes"); err != nil {
 		c.problem("shutdown: %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -19,28 +20,33 @@ import (
 )
 
 func main() {
-	limit := flag.Duration("time", 10*time.Minute, "how long to disturb")
-	seed := flag.Uint64("seed", 0, "which sequence of events; 0 picks one")
-	rate := flag.Int("rate", 500, "GET a second")
-	file := flag.String("json", "bin/chaos.json", "where to write the report")
+	o := order{out: os.Stdout}
+	flag.DurationVar(&o.limit, "time", 10*time.Minute, "how long to disturb")
+	flag.Uint64Var(&o.seed, "seed", 0, "which sequence of events; 0 picks one")
+	flag.IntVar(&o.rate, "rate", 500, "GET a second")
+	file := flag.String("json", "bin/chaos.json", "where to write the report; the logs go beside it")
 	size := flag.String("disk", "1g", "size of the data directory's file system, in memory")
 	flag.Parse()
-	if *seed == 0 {
-		*seed = rand.Uint64N(1_000_000) + 1 //nolint:gosec // to be read and typed by a person
+	if o.seed == 0 {
+		o.seed = rand.Uint64N(1_000_000) + 1 //nolint:gosec // to be read and typed by a person
 	}
-	met, err := once(*limit, *seed, *rate, *file, *size)
+	met, err := once(o, *file, *size)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 	}
 	if err != nil || !met {
-		fmt.Fprintf(os.Stderr, "replay it: make chaos TIME=%s SEED=%d\n", *limit, *seed)
+		fmt.Fprintf(os.Stderr, "replay it: make chaos TIME=%s SEED=%d\n", o.limit, o.seed)
 		os.Exit(1)
 	}
 }
 
-func once(limit time.Duration, seed uint64, rate int, file, size string) (met bool, err error) {
+func once(o order, file, size string) (met bool, err error) {
 	if os.Geteuid() != 0 {
 		return false, errors.New("it runs containers and networks and needs root")
+	}
+	o.folder = filepath.Join(filepath.Dir(file), "chaos-logs")
+	if err := os.MkdirAll(o.folder, 0o755); err != nil { //nolint:gosec // a build folder
+		return false, fmt.Errorf("make a folder for the logs: %w", err)
 	}
 	d := &desk{}
 	defer func() {
@@ -49,13 +55,12 @@ func once(limit time.Duration, seed uint64, rate int, file, size string) (met bo
 		}
 		d.clean()
 	}()
-	disk, err := mount(d, size)
-	if err != nil {
+	if o.disk, err = mount(d, size); err != nil {
 		return false, err
 	}
-	fmt.Printf("seed %d, %s\n", seed, limit)
-	r := run(d, disk, limit, seed, rate, os.Stdout)
-	r.print(os.Stdout)
+	_, _ = fmt.Fprintf(o.out, "seed %d, %s\n", o.seed, o.limit)
+	r := run(d, o)
+	r.print(o.out)
 	return r.met(), r.write(file)
 }
 
@@ -90,7 +95,9 @@ func (d *desk) Helper() {}
 func (d *desk) Fatalf(format string, args ...any) { panic(stopped{fmt.Sprintf(format, args...)}) }
 
 // Logf prints.
-func (d *desk) Logf(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }
+func (d *desk) Logf(format string, args ...any) {
+	_, _ = fmt.Fprintf(os.Stdout, "  "+format+"\n", args...)
+}
 
 // Cleanup runs f at the end, last first.
 func (d *desk) Cleanup(f func()) { d.cleanups = append(d.cleanups, f) }

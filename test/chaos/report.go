@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -42,7 +41,12 @@ type stream struct {
 	InFlight    map[string]int `json:"in_flight"`
 	Unexplained map[string]int `json:"unexplained"`
 	Examples    []string       `json:"examples,omitempty"`
+	Slow        []string       `json:"slow,omitempty"` // answered, but after slow
 }
+
+// slow is what a person notices, and longer than the freezes that are asked
+// for.
+const slow = 4 * time.Second
 
 // examples is how many unexplained failures are shown.
 const examples = 20
@@ -51,9 +55,16 @@ func newStream() *stream {
 	return &stream{InFlight: map[string]int{}, Unexplained: map[string]int{}}
 }
 
-// take sorts failures; the kills of their time must be known by now.
-func (s *stream) take(failures []load.Outcome, kills *blame.Register, began time.Time) {
-	for _, o := range failures {
+// take sorts what failed or was slow; the kills of their time must be known by
+// now.
+func (s *stream) take(odd []load.Outcome, kills *blame.Register, began time.Time) {
+	for _, o := range odd {
+		if o.Failure == "" {
+			if len(s.Slow) < examples {
+				s.Slow = append(s.Slow, fmt.Sprintf("%7.3f s, %.3f s", o.At.Sub(began).Seconds(), o.Took.Seconds()))
+			}
+			continue
+		}
 		cause := blame.Cause(o.Failure)
 		if whom := kills.Of(o); whom != "" {
 			s.InFlight[whom+": "+cause]++
@@ -107,6 +118,9 @@ func (r *report) print(w io.Writer) {
 		for _, e := range s.Examples {
 			say("    %s", e)
 		}
+		for _, one := range s.Slow {
+			say("    slow: %s", one)
+		}
 	}
 	for title, all := range map[string][]string{"orphans": r.Orphans, "records": r.Records, "did not come back": r.Problems} {
 		for _, one := range all {
@@ -130,8 +144,5 @@ func (r *report) write(path string) error {
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // a build folder
-		return fmt.Errorf("write the report: %w", err)
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644) //nolint:gosec // so is this
+	return os.WriteFile(path, append(b, '\n'), 0o644) //nolint:gosec // in a build folder
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,23 @@ func writeInto(c *chaos, e event) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join("/proc", strconv.Itoa(i.PID), "root", "tmp", "planted"), []byte("#!/bin/sh\n"), 0o777) //nolint:gosec // that is the tampering
+	dir, err := os.Open(filepath.Join("/proc", strconv.Itoa(i.PID), "root", "tmp"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	var owner unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &owner); err != nil {
+		return err
+	}
+	// The file system knows only users of the instance's namespace.
+	command := exec.Command("sh", "-c", "echo planted >/proc/self/fd/3/planted") //nolint:noctx // it does not wait for anything
+	command.ExtraFiles = []*os.File{dir}
+	command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}}
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("write into %s: %w: %s", i.ID, err, out)
+	}
+	return nil
 }
 
 // enter has a process of the machine enter an instance and stay a while.

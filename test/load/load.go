@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"sync"
 	"time"
@@ -60,6 +61,9 @@ type Outcome struct {
 	At      time.Time // when it was sent
 	Took    time.Duration
 	Failure string // "" when it was answered with 200 to 399
+	// Dialed is when its connection was made, where that was before it was
+	// sent; zero for a connection of its own.
+	Dialed  time.Time
 	Version string
 }
 
@@ -69,7 +73,7 @@ func Run(ctx context.Context, o Options) Report {
 	o = o.defaults()
 	transport := &http.Transport{
 		MaxIdleConns: o.MaxInFlight, MaxIdleConnsPerHost: o.MaxInFlight, DisableCompression: true,
-		DialContext: (&net.Dialer{Timeout: o.Timeout}).DialContext,
+		DialContext: o.dial,
 	}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: o.Timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
@@ -143,7 +147,12 @@ func (o Options) one(client *http.Client) (out Outcome) {
 		return out
 	}
 	request.Host = o.Host
-	response, err := client.Do(request)
+	trace := &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		if one, ok := got.Conn.(*aged); ok && got.Reused {
+			out.Dialed = one.made
+		}
+	}}
+	response, err := client.Do(request.WithContext(httptrace.WithClientTrace(request.Context(), trace)))
 	if err != nil {
 		out.Failure = cause(err)
 		return out
@@ -159,6 +168,20 @@ func (o Options) one(client *http.Client) (out Outcome) {
 		out.Version = o.Version(response.StatusCode, response.Header, body)
 	}
 	return out
+}
+
+// aged is a connection that knows when it was made.
+type aged struct {
+	net.Conn
+	made time.Time
+}
+
+func (o Options) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: o.Timeout}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &aged{c, time.Now()}, nil
 }
 
 // cause shortens an error to what it has in common with others of its kind.
