@@ -240,6 +240,9 @@ func (g *gateway) stop() {
 	defer cancel()
 	lull, served := time.NewTimer(g.limits.Lull), g.ports.served()
 	defer lull.Stop()
+	if t := g.table.Load(); len(t.hosts) == 0 && len(t.private) == 0 {
+		lull.Reset(0) // nobody has anything to ask for
+	}
 	select {
 	case <-served:
 	case <-lull.C:
