@@ -242,7 +242,7 @@ func (e *Engine) Serve(ctx context.Context) error {
 	e.life = life
 	close(e.begun)
 	for _, loop := range []func(context.Context){
-		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.followCertificates, e.boundLogs,
+		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.followFilter, e.followCertificates, e.boundLogs,
 	} {
 		e.work.Go(func() { loop(life) })
 	}
