@@ -191,7 +191,7 @@ func (p *plane) openEngine(ctx context.Context) (err error) {
 	s := p.settings.Load()
 	p.engine, err = local.New(ctx, local.Options{
 		DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
-		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,
+		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log, Failed: p.reserve.relieve,
 	})
 	return err
 }

@@ -99,6 +99,10 @@ type Options struct {
 	Prober  Prober
 	Listen  Listen
 	Log     *slog.Logger
+	// Failed is told why an instance did not start or a table was not
+	// published, before that is tried again: a full disk may be relieved. It
+	// may be nil.
+	Failed func(ctx context.Context, err error)
 	// LogBytes bounds all logs together; those of the living stay in any case.
 	// 0 means 512 MiB.
 	LogBytes int64
@@ -176,6 +180,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	e.certificates.log = o.Log
 	e.keepLogs.Store(o.LogBytes)
+	if e.Failed == nil {
+		e.Failed = func(context.Context, error) {}
+	}
 	e.traffic = newPublisher(o.Log.With("what", "traffic"), e.publishTraffic)
 	e.filter = newPublisher(o.Log.With("what", "filter"), e.publishFilter)
 	e.names = newResolver(e)
