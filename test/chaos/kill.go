@@ -105,13 +105,19 @@ func killRuntime(c *chaos, e event) error {
 func killBake(c *chaos, _ event) error {
 	c.bakes++
 	dir := filepath.Join(c.rig.Work, "bake")
+	app, err := os.ReadFile(c.rig.Bin("app"))
+	if err != nil {
+		return err
+	}
+	c.rig.Write("bake/app", string(app))
 	c.rig.Write("bake/Dockerfile", fmt.Sprintf("FROM scratch\nCOPY --chmod=755 app /app\nENV BAKE=20s N=%d\nRUN [\"/app\"]\nCMD [\"/app\"]\n", c.bakes))
+	c.rig.Write("bake/kiln.hcl", "image \"slow\" {\n  dockerfile { context = \".\" }\n}\n")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- c.command(ctx, "-C", dir, "bake").Run() }()
 	pid := 0
-	err := c.watch(20*time.Second, func() bool {
+	err = c.watch(20*time.Second, func() bool {
 		if len(ended) > 0 {
 			return true
 		}
