@@ -117,11 +117,15 @@ func (p *plane) assemble(ctx context.Context) error {
 		}
 	}
 	watching := observer{p.metrics, p.tracer}
+	wanted, err := faults()
+	if err != nil {
+		return err
+	}
 	p.control = control.New(control.Options{
 		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
-		Log: p.log, Version: version, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
+		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
 	})
 	p.openNotifier()
 	return nil
