@@ -47,7 +47,8 @@ type Control struct {
 	work         sync.WaitGroup
 	known        map[string]kiln.Instance // those that are not dead, as the ledger has them; only record and restore touch it
 
-	storm storm // only record touches it
+	storm  storm            // only record touches it
+	alarms map[string]alarm // only expire touches it
 
 	kick   chan struct{} // asks for a reconcile soon
 	bounds chan struct{} // asks for a collection soon
@@ -64,6 +65,7 @@ func New(o Options) *Control {
 		restored:     make(chan struct{}),
 		environments: map[string]*environment{},
 		known:        map[string]kiln.Instance{},
+		alarms:       map[string]alarm{},
 		kick:         make(chan struct{}, 1),
 		bounds:       make(chan struct{}, 1),
 		parked:       make(chan struct{}, 1),
