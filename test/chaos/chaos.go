@@ -179,13 +179,13 @@ func (c *chaos) settle() {
 	if err := c.await(rig.Longest, c.whole); err != nil {
 		c.problem("after the last event: %v", err)
 	}
-	if err := c.await(rig.Longest, c.tidy); err != nil {
+	if err := c.await(rig.Longest, c.rig.Tidy); err != nil {
 		c.orphan("while it runs: %v", err)
 	}
-	if err := c.await(rig.Longest, c.resting); err != nil {
+	if err := c.await(rig.Longest, c.rig.Resting); err != nil {
 		c.problem("after the last event: %v", err)
 	}
-	if err := c.current(); err != nil {
+	if err := c.rig.Serves(host, "/", "/call?url=http://back:8080/"); err != nil {
 		c.problem("%v", err)
 	}
 }
@@ -233,5 +233,5 @@ func (c *chaos) count() {
 	for _, one := range left {
 		c.orphan("after the end: %s", one)
 	}
-	c.chain()
+	c.report.Records = append(c.report.Records, c.rig.Chain()...)
 }

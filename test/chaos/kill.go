@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/test/rig"
 )
 
 // errNoVictim says that there was nobody to do it to.
@@ -63,21 +64,10 @@ func killApplication(c *chaos, e event) error {
 	if err != nil {
 		return err
 	}
-	for _, pid := range children(i.PID) {
+	for _, pid := range rig.Children(i.PID) {
 		return c.kills.Kill("application", pid, within(i.ID))
 	}
 	return errNoVictim
-}
-
-func children(pid int) []int {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	var out []int
-	for field := range strings.FieldsSeq(string(b)) {
-		if child, err := strconv.Atoi(field); err == nil {
-			out = append(out, child)
-		}
-	}
-	return out
 }
 
 // killRuntime kills an instance, and the runtime that starts another.
@@ -161,7 +151,7 @@ func freezeInstance(c *chaos, e event) error {
 	if err != nil {
 		return err
 	}
-	for _, pid := range children(i.PID) {
+	for _, pid := range rig.Children(i.PID) {
 		return c.freeze(pid, within(i.ID), e.For)
 	}
 	return errNoVictim

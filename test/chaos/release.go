@@ -179,6 +179,39 @@ func (c *chaos) whole() error {
 	return nil
 }
 
+// records checks that what was acknowledged is in the history.
+func (c *chaos) records() error {
+	var all []kiln.Release
+	if err := c.ask(&all, "releases"); err != nil {
+		return err
+	}
+	known := map[int]kiln.Release{}
+	lives := 0
+	for _, r := range all {
+		known[r.Number] = r
+		if r.State == kiln.ReleaseLive {
+			lives++
+		}
+		if r.State == kiln.ReleasePending {
+			c.broken("release %d is %s", r.Number, r.State)
+		}
+	}
+	if lives != 1 {
+		c.broken("%d releases are live", lives)
+	}
+	c.report.Releases = len(c.acknowledged)
+	for _, n := range c.acknowledged {
+		if r, ok := known[n]; !ok || r.State == kiln.ReleaseFailed {
+			c.broken("release %d went live and is %q in the history", n, r.State)
+		}
+	}
+	return nil
+}
+
+func (c *chaos) broken(format string, args ...any) {
+	c.report.Records = append(c.report.Records, fmt.Sprintf(format, args...))
+}
+
 // streams are what clients ask for all the time.
 func (c *chaos) streams() map[string]load.Options {
 	url := "http://" + c.rig.HTTP
