@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,17 +16,9 @@ import (
 // lockData takes the data directory for this process until it ends. A second
 // one is told who has it.
 func lockData(dir string) (*os.File, error) {
-	// Others pass through it: the gateway to its own folder, the group to the
-	// socket. What is in it has modes of its own.
-	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
-		return nil, fmt.Errorf("make the data directory: %w", err)
-	}
-	if err := letPass(dir); err != nil {
-		return nil, fmt.Errorf("open the data directory: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "kilnd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := openLock(dir)
 	if err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", err)
+		return nil, unusable(dir, err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -38,16 +29,49 @@ func lockData(dir string) (*os.File, error) {
 			"another kilnd has the data directory %s: process %s", dir, who)
 	}
 	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		err = note(f)
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("lock the data directory: %w", err)
+		return nil, unusable(dir, err)
 	}
 	return f, nil
+}
+
+func openLock(dir string) (*os.File, error) {
+	// Others pass through it: the gateway to its own folder, the group to the
+	// socket. What is in it has modes of its own.
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
+		return nil, err
+	}
+	if err := letPass(dir); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(filepath.Join(dir, "kilnd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+}
+
+// note writes down who has the lock. A disk without room for that holds nobody
+// up: the lock is what counts.
+func note(f *os.File) error {
+	_, err := fmt.Fprintf(f, "%-20d\n", os.Getpid()) // as long as the number before
+	if errors.Is(err, unix.ENOSPC) {
+		return nil
+	}
+	return err
+}
+
+// unusable says what is wrong with a data directory, and what to do.
+func unusable(dir string, err error) error {
+	hint := "choose another directory with --data"
+	switch {
+	case errors.Is(err, unix.EROFS):
+		hint = "mount its file system writable, or " + hint
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		hint = "free room on its disk, or " + hint
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		hint = "kilnd must be root and may not be kept from it by another security module, or " + hint
+	}
+	return kiln.Errorf(kiln.CodeRefused, hint, "the data directory %s cannot be used: %w", dir, err)
 }
 
 // letPass lets others pass through a folder that a narrow umask closed.

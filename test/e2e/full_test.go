@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,12 +94,18 @@ func TestARollbackWorksOnAFullDisk(t *testing.T) {
 	}
 }
 
-func TestAnInstanceIsReplacedOnAFullDisk(t *testing.T) {
+func TestAControlPlaneStartsAndReplacesOnAFullDisk(t *testing.T) {
 	disk := smallDisk(t)
 	r := newRig(t)
 	r.Write("kiln.hcl", one("1", 2, ""))
 	r.Kiln("up")
 	fill(t, disk)
+	before := ids(instances(r))
+	r.KillDaemon()
+	r.Start()
+	if after := ids(instances(r)); !slices.Equal(before, after) {
+		t.Errorf("instances were not adopted: %v, then %v", before, after)
+	}
 	victim := instances(r)[0]
 	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
