@@ -123,7 +123,7 @@ func handler() http.Handler {
 
 // call answers with what GET ?url= answered.
 func call(w http.ResponseWriter, r *http.Request) {
-	client := http.Client{Timeout: 3 * time.Second}
+	client := http.Client{Timeout: 30 * time.Second} // the other side may be frozen for a while
 	response, err := client.Get(r.URL.Query().Get("url"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)

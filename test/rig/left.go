@@ -3,6 +3,7 @@ package rig
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,7 @@ func (r *Rig) Tag() string {
 }
 
 // Left lists what the machine has of this rig: processes, links, tables,
-// mounts, control groups and loop devices.
+// mounts, control groups, loop devices and routes.
 func (r *Rig) Left() []string {
 	var left []string
 	for _, pid := range r.Inhabitants() {
@@ -36,7 +37,23 @@ func (r *Rig) Left() []string {
 			}
 		}
 	}
-	return left
+	return append(left, r.routes()...)
+}
+
+// routes are those of the instances' subnet.
+func (r *Rig) routes() []string {
+	var plan struct {
+		Subnet string `json:"subnet"`
+	}
+	b, err := os.ReadFile(filepath.Join(r.Data, "local", "subnets.json"))
+	if err != nil || json.Unmarshal(b, &plan) != nil {
+		return nil // it never had one
+	}
+	out, _ := exec.Command("ip", "-o", "route", "show", "root", plan.Subnet).Output()
+	if len(out) == 0 {
+		return nil
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
 }
 
 // names says whether a line speaks of this rig.
