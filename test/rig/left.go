@@ -28,7 +28,9 @@ func (r *Rig) Left() []string {
 	for _, probe := range [][]string{
 		{"ip", "-o", "link"}, {"ip", "netns"}, {"nft", "list", "tables"}, {"cat", "/proc/mounts"},
 		{"find", "/sys/fs/cgroup", "-maxdepth", "3", "-type", "d"},
-		{"sh", "-c", "cat /sys/block/loop*/loop/backing_file 2>/dev/null || true"},
+		// One that clears itself is only held by a mount namespace of somebody
+		// else's, made while it was mounted.
+		{"sh", "-c", "for l in /sys/block/loop*/loop; do [ \"$(cat $l/autoclear 2>/dev/null)\" != 0 ] || cat $l/backing_file; done"},
 	} {
 		out, _ := exec.Command(probe[0], probe[1:]...).Output()
 		for line := range strings.Lines(string(out)) {
@@ -74,6 +76,7 @@ func (r *Rig) Inhabitants() []int {
 		groups, _ := os.ReadFile(filepath.Join(dir, "cgroup"))
 		switch {
 		case strings.Contains(command, "kilnd --data") || pid == os.Getpid():
+		case command == "" && ended(pid): // who has not waited for it is not Kiln
 		case strings.Contains(command, r.Data), strings.Contains(string(groups), "kiln-"+r.Tag()):
 			out = append(out, pid)
 		default:
@@ -102,6 +105,13 @@ func (r *Rig) bakes(dir string) bool {
 		}
 	}
 	return false
+}
+
+// ended says whether a process is dead, and only its parent has not looked.
+func ended(pid int) bool {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	_, rest, _ := strings.Cut(string(b), ") ")
+	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
 }
 
 func commandLine(pid int) string {
