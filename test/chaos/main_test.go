@@ -56,7 +56,7 @@ func TestAShortRun(t *testing.T) {
 		}
 	})
 	t.Setenv("TMPDIR", disk)
-	r := run(t, order{disk: disk, limit: 20 * time.Second, seed: 5, rate: 100, out: t.Output(), folder: t.TempDir()})
+	r := run(t, order{disk: disk, limit: 20 * time.Second, seed: 94, rate: 100, out: t.Output(), folder: t.TempDir()})
 	r.print(t.Output())
 	if !r.met() {
 		t.Error("a bar was missed")
