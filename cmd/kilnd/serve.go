@@ -191,13 +191,15 @@ func (p *plane) openKeeper(ctx context.Context) error {
 	return nil
 }
 
-func (p *plane) openEngine(ctx context.Context) (err error) {
+func (p *plane) openEngine(ctx context.Context) error {
 	s := p.settings.Load()
-	p.engine, err = local.New(ctx, local.Options{
-		DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
-		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log, Failed: p.reserve.relieve,
+	return p.reserve.write(ctx, func() (err error) {
+		p.engine, err = local.New(ctx, local.Options{
+			DataDir: p.data, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
+			Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log, Failed: p.reserve.relieve,
+		})
+		return err
 	})
-	return err
 }
 
 func (p *plane) openBaker(ctx context.Context) (err error) {

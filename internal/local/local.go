@@ -189,6 +189,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e.pool = newPool(e)
 	e.roots.dir = o.RunDir
 	if err := e.open(ctx); err != nil {
+		if e.tap != nil {
+			_ = e.tap.Close()
+		}
 		return nil, err
 	}
 	return e, nil
