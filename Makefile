@@ -8,7 +8,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.7.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 
-.PHONY: build demo demo-clean test lint bench package package-try fmt docs clean
+.PHONY: build demo demo-clean test chaos faults lint bench package package-try fmt docs clean
 
 build: ## the two executables, into bin/
 	@scripts/need go
@@ -27,6 +27,19 @@ demo-clean: ## ends the demo and removes all that it made
 test: ## all tests; as root also those that need a real runtime and network
 	@scripts/need go runtime test
 	@scripts/test
+
+TIME ?= $(or $(KILN_CHAOS_TIME),10m)
+SEED ?= 0
+
+chaos: ## random kills, freezes, tampering and full disks under load: make chaos TIME=60s SEED=7
+	@scripts/need go runtime
+	@mkdir -p bin
+	@go build -o bin/chaos ./test/chaos
+	@bin/chaos -time $(TIME) -seed $(SEED) -json bin/chaos.json
+
+faults: ## every label of the journal with every fault, on the real machine
+	@scripts/need go runtime test
+	KILN_TEST_ROOT=1 KILN_FAULTS=all go test -count=1 -timeout 60m -v ./test/fault
 
 bench: build ## the bars, as ratios within one run
 	@scripts/need runtime bench

@@ -180,11 +180,11 @@ func parseModule(t *testing.T) []file {
 }
 
 func parse(set *token.FileSet, path string) (file, error) {
-	syntax, err := parser.ParseFile(set, path, nil, parser.SkipObjectResolution)
+	syntax, err := parser.ParseFile(set, path, nil, parser.SkipObjectResolution|parser.ParseComments)
 	if err != nil {
 		return file{}, err
 	}
-	f := file{path: filepath.ToSlash(path), test: strings.HasSuffix(path, "_test.go"), syntax: syntax}
+	f := file{path: filepath.ToSlash(path), test: strings.HasSuffix(path, "_test.go") || onlyWithFaults(syntax), syntax: syntax}
 	if rest, ok := strings.CutPrefix(f.path, "internal/"); ok {
 		f.pkg, _, _ = strings.Cut(rest, "/")
 	}
@@ -196,6 +196,13 @@ func parse(set *token.FileSet, path string) (file, error) {
 		f.imports = append(f.imports, imported)
 	}
 	return f, nil
+}
+
+// onlyWithFaults says whether a file is built only into executables for tests.
+func onlyWithFaults(f *ast.File) bool {
+	return slices.ContainsFunc(f.Comments, func(c *ast.CommentGroup) bool {
+		return c.Pos() < f.Package && slices.ContainsFunc(c.List, func(one *ast.Comment) bool { return one.Text == "//go:build faults" })
+	})
 }
 
 // TestRulesBite breaks each rule once.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,15 +16,7 @@ import (
 // lockData takes the data directory for this process until it ends. A second
 // one is told who has it.
 func lockData(dir string) (*os.File, error) {
-	// Others pass through it: the gateway to its own folder, the group to the
-	// socket. What is in it has modes of its own.
-	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
-		return nil, unusable(dir, err)
-	}
-	if err := letPass(dir); err != nil {
-		return nil, unusable(dir, err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "kilnd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := openLock(dir)
 	if err != nil {
 		return nil, unusable(dir, err)
 	}
@@ -38,16 +29,35 @@ func lockData(dir string) (*os.File, error) {
 			"another kilnd has the data directory %s: process %s", dir, who)
 	}
 	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		err = note(f)
 	}
 	if err != nil {
 		_ = f.Close()
 		return nil, unusable(dir, err)
 	}
 	return f, nil
+}
+
+func openLock(dir string) (*os.File, error) {
+	// Others pass through it: the gateway to its own folder, the group to the
+	// socket. What is in it has modes of its own.
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // see above
+		return nil, err
+	}
+	if err := letPass(dir); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(filepath.Join(dir, "kilnd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+}
+
+// note writes down who has the lock. A disk without room for that holds nobody
+// up: the lock is what counts.
+func note(f *os.File) error {
+	_, err := fmt.Fprintf(f, "%-20d\n", os.Getpid()) // as long as the number before
+	if errors.Is(err, unix.ENOSPC) {
+		return nil
+	}
+	return err
 }
 
 // letPass lets others pass through a folder that a narrow umask closed.

@@ -266,3 +266,23 @@ func TestNotRootIsTold(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAnUnusableDataDirectoryIsExplained(t *testing.T) {
+	for cause, want := range map[error]string{
+		unix.EROFS: "remount", unix.ENOSPC: "free some space", unix.EACCES: "root", unix.ENOTDIR: "another directory",
+	} {
+		var e *kiln.Error
+		if err := unusable("/d", &os.PathError{Op: "open", Path: "/d/kilnd.lock", Err: cause}); !errors.As(err, &e) ||
+			!strings.Contains(e.Hint, want) || !strings.Contains(e.Message, cause.Error()) {
+			t.Errorf("%v: %+v", cause, err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var e *kiln.Error
+	if _, err := lockData(file); !errors.As(err, &e) || e.Hint == "" {
+		t.Errorf("a file as the data directory: %v", err)
+	}
+}

@@ -60,6 +60,18 @@ func (r *reserve) write(ctx context.Context, do func() error) error {
 	return do()
 }
 
+// relieve gives the room up when an error of what is tried again by itself is
+// of a full disk.
+func (r *reserve) relieve(ctx context.Context, err error) {
+	if !full(err) {
+		return
+	}
+	r.mu.Lock()
+	before := r.times
+	r.mu.Unlock()
+	r.give(ctx, before, err)
+}
+
 // full says whether an error is of a disk without room. Errors of the gateway
 // and the keeper have passed a socket and are text.
 func full(err error) bool {

@@ -130,11 +130,15 @@ func (p *plane) assemble(ctx context.Context) error {
 		}
 	}
 	watching := observer{p.metrics, p.tracer}
+	wanted, err := faults()
+	if err != nil {
+		return err
+	}
 	p.control = control.New(control.Options{
 		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
-		Log: p.log, Version: version, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
+		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
 	})
 	p.openNotifier()
 	return nil
@@ -211,15 +215,17 @@ func (p *plane) openKeeper(ctx context.Context) error {
 	return nil
 }
 
-func (p *plane) openEngine(ctx context.Context) (err error) {
+func (p *plane) openEngine(ctx context.Context) error {
 	s := p.settings.Load()
 	p.groups = openGroups(ctx, p.data, p.keeper.program, p.log)
 	p.later(p.closeGroups)
-	p.engine, err = local.New(ctx, local.Options{
-		DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
-		Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log,
+	return p.reserve.write(ctx, func() (err error) {
+		p.engine, err = local.New(ctx, local.Options{
+			DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
+			Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log, Failed: p.reserve.relieve,
+		})
+		return err
 	})
-	return err
 }
 
 func (p *plane) openBaker(ctx context.Context) (err error) {

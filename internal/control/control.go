@@ -50,8 +50,9 @@ type Control struct {
 	complaints   map[string]string        // what was logged last of what is tried again
 	known        map[string]kiln.Instance // those that are not dead, as the ledger has them; only record and restore touch it
 
-	storm   storm   // only record touches it
-	backlog backlog // only record and restore touch it
+	storm   storm            // only record touches it
+	backlog backlog          // only record and restore touch it
+	alarms  map[string]alarm // only expire touches it
 
 	kick   chan struct{} // asks for a reconcile soon
 	bounds chan struct{} // asks for a collection soon
@@ -69,6 +70,7 @@ func New(o Options) *Control {
 		environments: map[string]*environment{},
 		known:        map[string]kiln.Instance{},
 		complaints:   map[string]string{},
+		alarms:       map[string]alarm{},
 		kick:         make(chan struct{}, 1),
 		bounds:       make(chan struct{}, 1),
 		parked:       make(chan struct{}, 1),

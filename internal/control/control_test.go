@@ -140,6 +140,7 @@ func (store) BundleDigest(b kiln.Bundle) (kiln.Digest, error) { return kiln.Dige
 
 // bench is a control plane over a ledger and an engine that outlive it.
 type bench struct {
+	clock func() time.Time // nil is the bubble's own
 	*Control
 	t       *testing.T
 	ledger  *ledger.Ledger
@@ -186,7 +187,7 @@ func (b *bench) start() {
 	b.Control = New(Options{
 		Ledger: l, Store: store{}, Baker: b.baker, Engine: e, Loader: loader{},
 		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults, Observer: b.observer,
-		Storage: b.storage, StorageMax: 80,
+		Storage: b.storage, StorageMax: 80, Now: b.clock,
 	})
 	ctx, stop := context.WithCancel(b.t.Context())
 	b.stop, b.ended = stop, make(chan error, 1)

@@ -283,13 +283,18 @@ func (d *drive) advance(ctx context.Context, next rollout.State) error {
 }
 
 func (d *drive) hit(s rollout.Step, when string) error {
-	if d.c.faults == nil {
-		return nil
-	}
-	if err := d.c.faults.Hit(string(s) + "." + when); err != nil {
+	if err := d.fault(s, when); err != nil {
 		return fmt.Errorf("%w at %s.%s: %w", errStopped, s, when, err)
 	}
 	return nil
+}
+
+// fault is what a test wants to happen at a point of a step.
+func (d *drive) fault(s rollout.Step, when string) error {
+	if d.c.faults == nil {
+		return nil
+	}
+	return d.c.faults.Hit(string(s) + "." + when)
 }
 
 // journal writes a state, where its releases stand, and what happened, in one
@@ -378,19 +383,11 @@ func (d *drive) act(ctx context.Context, actions []rollout.Action, changed <-cha
 	waited := true
 	for _, a := range actions {
 		var err error
-		switch a.Kind {
-		case rollout.ActWait:
-			err = await(ctx, changed, a.For)
-		case rollout.ActPause:
-			err = pause(ctx, a.For)
-		case rollout.ActAdmit:
-			waited, err = false, d.c.engine.Admit(ctx, a.Fleets)
-		case rollout.ActApply:
-			waited, err = false, d.c.apply(ctx, d.rollout.Environment, d.reason())
-		case rollout.ActRoute:
-			waited, err = false, d.c.route(ctx)
-		case rollout.ActVerify:
-			waited, err = false, d.verify(ctx)
+		if a.Kind != rollout.ActWait && a.Kind != rollout.ActPause {
+			waited, err = false, d.fault(d.state.Step, "act")
+		}
+		if err == nil {
+			err = d.take(ctx, a, changed)
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -404,6 +401,25 @@ func (d *drive) act(ctx context.Context, actions []rollout.Action, changed <-cha
 		return nil, nil
 	}
 	return &rollout.Result{}, nil
+}
+
+// take takes one action.
+func (d *drive) take(ctx context.Context, a rollout.Action, changed <-chan struct{}) error {
+	switch a.Kind {
+	case rollout.ActWait:
+		return await(ctx, changed, a.For)
+	case rollout.ActPause:
+		return pause(ctx, a.For)
+	case rollout.ActAdmit:
+		return d.c.engine.Admit(ctx, a.Fleets)
+	case rollout.ActApply:
+		return d.c.apply(ctx, d.rollout.Environment, d.reason())
+	case rollout.ActRoute:
+		return d.c.route(ctx)
+	case rollout.ActVerify:
+		return d.verify(ctx)
+	}
+	return nil
 }
 
 // reason is shown with the instances that the present step creates.

@@ -245,6 +245,51 @@ func TestEveryStepCanFail(t *testing.T) {
 	}
 }
 
+// TestTheActionsOfEveryStepCanFail fails them once at their label, and demands
+// the old release or the new one, whole.
+func TestTheActionsOfEveryStepCanFail(t *testing.T) {
+	moves := map[string]func(*testing.T, *bench) error{
+		"up":         verified,
+		"bad worker": failing(kilntest.Behaviour{Exits: true, Start: time.Minute}, "mailer"),
+	}
+	var hit sync.Map
+	t.Run("label", func(t *testing.T) {
+		for name, move := range moves {
+			for _, step := range rollout.Steps() {
+				t.Run(name+" "+string(step), func(t *testing.T) {
+					t.Parallel()
+					onBench(t, func(t *testing.T, b *bench) {
+						b.mustUp(shop("production", "1"))
+						b.mustUp(shop("production", "2"))
+						b.settled()
+						fault := &once{label: string(step) + ".act"}
+						b.pending = fault
+						b.inject()
+						err := move(t, b)
+						b.settled()
+						if pass(time.Minute); fault.hit {
+							hit.Store(step, true)
+						}
+						want := name
+						if want == "up" && err != nil {
+							want = "failed up"
+						}
+						b.settled()
+						b.wantWhole(want)
+					})
+				})
+			}
+		}
+	})
+	for _, step := range []rollout.Step{
+		rollout.Admit, rollout.Start, rollout.Verify, rollout.Switch, rollout.Workers, rollout.Retire, rollout.UndoRoute, rollout.Undo,
+	} {
+		if _, ok := hit.Load(step); !ok {
+			t.Errorf("no move failed at %s", step)
+		}
+	}
+}
+
 func TestARestartTouchesNothing(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.mustUp(shop("production", "1"))

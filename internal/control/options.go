@@ -126,8 +126,10 @@ type Keep struct {
 	Templates []kiln.Template
 }
 
-// Faults is asked before and after each journalled step, with its label. An
-// error stops the control plane at that point as if it had been killed.
+// Faults is asked at labelled points of each step of a rollout. An error at
+// "STEP.before" or "STEP.after" stops the control plane there as if it had been
+// killed: the step is journalled and not begun, or done and the next one not
+// journalled. An error at "STEP.act" is the failure of the step's actions.
 type Faults interface {
 	Hit(label string) error
 }

@@ -80,7 +80,12 @@ func (c *Control) expire(ctx context.Context) {
 	for {
 		next := time.Minute
 		for _, name := range c.names() {
-			next = min(next, c.due(ctx, name, c.parkedUntil(name), c.unpark), c.due(ctx, name, c.liveUntil(ctx, name), c.outlived))
+			if left, ok := c.parkLeft(name); ok {
+				next = min(next, c.due(ctx, name, left, c.unpark))
+			}
+			if left, ok := c.liveLeft(ctx, name); ok {
+				next = min(next, c.due(ctx, name, left, c.outlived))
+			}
 		}
 		if await(ctx, c.parked, next) != nil {
 			return
@@ -88,13 +93,10 @@ func (c *Control) expire(ctx context.Context) {
 	}
 }
 
-// due does what is to be done at a time, when that has come, and returns after
-// how long to look again. Zero is never.
-func (c *Control) due(ctx context.Context, name string, at time.Time, do func(context.Context, string) error) time.Duration {
-	if at.IsZero() {
-		return time.Minute
-	}
-	if left := at.Sub(c.now()); left > 0 {
+// due does what is to be done when no time is left, and returns after how long
+// to look again.
+func (c *Control) due(ctx context.Context, name string, left time.Duration, do func(context.Context, string) error) time.Duration {
+	if left > 0 {
 		return left
 	}
 	if err := do(ctx, name); !errors.Is(err, kiln.ErrConflict) {
@@ -103,20 +105,49 @@ func (c *Control) due(ctx context.Context, name string, at time.Time, do func(co
 	return time.Second // after an attempt that was in vain
 }
 
-// liveUntil is when an environment ends by itself; zero for never.
-func (c *Control) liveUntil(ctx context.Context, name string) time.Time {
+// alarm is a time of the history as a time of this process: the clock of the
+// wall may jump, and is asked once.
+type alarm struct {
+	at   time.Time     // as the history has it
+	left time.Duration // of it, when it was seen
+	seen time.Time     // by the clock that does not jump
+}
+
+// left is how long until a time of the history, which is at most longest away,
+// whatever the clock said when it was written or says now. The key is whose
+// time it is. Only expire may call it.
+func (c *Control) left(key string, at time.Time, longest time.Duration) time.Duration {
+	a, known := c.alarms[key]
+	if !known || !a.at.Equal(at) {
+		a = alarm{at: at, left: min(at.Sub(c.now()), longest), seen: time.Now()}
+		c.alarms[key] = a
+	}
+	return a.left - time.Since(a.seen)
+}
+
+// liveLeft is how long until an environment ends by itself, if it does.
+func (c *Control) liveLeft(ctx context.Context, name string) (time.Duration, bool) {
 	c.mu.Lock()
 	live := c.environment(name).view.Live
 	c.mu.Unlock()
 	if live == nil || live.TTL <= 0 {
-		return time.Time{}
+		return 0, false
 	}
 	recorded, err := c.ledger.Release(ctx, name, live.Number) // only the ledger knows since when
 	if err != nil {
 		c.log.ErrorContext(ctx, "the age of a release is not known", "environment", name, "error", err)
-		return time.Time{}
+		return 0, false
 	}
-	return endOf(recorded)
+	return c.lifeLeft(name, recorded)
+}
+
+// lifeLeft is how long until a live release ends its environment, if it does.
+func (c *Control) lifeLeft(name string, live kiln.Release) (time.Duration, bool) {
+	end := endOf(live)
+	if end.IsZero() {
+		return 0, false
+	}
+	return c.left(name+" live", end, live.TTL), true
 }
 
 // endOf is when a live release's environment ends by itself; zero for never.
@@ -139,7 +170,10 @@ func (c *Control) outlived(ctx context.Context, name string) error {
 		return fmt.Errorf("list the releases of %s: %w", name, err)
 	}
 	live := findState(releases, kiln.ReleaseLive)
-	if live == nil || endOf(*live).IsZero() || c.now().Before(endOf(*live)) {
+	if live == nil {
+		return nil
+	}
+	if left, ok := c.lifeLeft(name, *live); !ok || left > 0 {
 		return nil
 	}
 	return c.end(ctx, name, releases, retiring{
@@ -152,17 +186,33 @@ func (c *Control) outlived(ctx context.Context, name string) error {
 	}, newFeed(nil))
 }
 
-// parkedUntil is when an environment's parked release is retired; zero for
-// none.
-func (c *Control) parkedUntil(name string) time.Time {
+// parkLeft is how long until an environment's parked release is retired, if
+// there is one.
+func (c *Control) parkLeft(name string) (time.Duration, bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, r := range c.environment(name).view.Others {
-		if r.State == kiln.ReleaseParked {
-			return r.ParkedUntil
+	view := c.environment(name).view
+	c.mu.Unlock()
+	longest := time.Duration(0)
+	if view.Live != nil {
+		longest = longestPark(*view.Live)
+	}
+	for _, r := range view.Others {
+		longest = max(longest, longestPark(r))
+	}
+	for _, r := range view.Others {
+		if r.State == kiln.ReleaseParked && !r.ParkedUntil.IsZero() {
+			return c.left(name+" parked", r.ParkedUntil, longest), true
 		}
 	}
-	return time.Time{}
+	return 0, false
+}
+
+// longestPark is the longest that a release says the one before it is parked.
+func longestPark(r kiln.Release) (longest time.Duration) {
+	for _, s := range r.Services {
+		longest = max(longest, s.Rollout.Park)
+	}
+	return longest
 }
 
 // unpark retires the parked releases whose time has passed.
@@ -177,7 +227,7 @@ func (c *Control) unpark(ctx context.Context, name string) error {
 		return fmt.Errorf("list the releases of %s: %w", name, err)
 	}
 	parked := findState(releases, kiln.ReleaseParked)
-	if parked == nil || c.now().Before(parked.ParkedUntil) {
+	if left, ok := c.parkLeft(name); parked == nil || !ok || left > 0 {
 		return nil
 	}
 	return c.end(ctx, name, releases, retiring{

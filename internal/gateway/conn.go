@@ -41,7 +41,7 @@ type conn struct {
 	up atomic.Pointer[upstream]
 	// cancel ends a request that goes through carry.
 	cancel atomic.Pointer[context.CancelFunc]
-	// idle says that no request has begun; a gateway that ends closes it.
+	// idle says that no request has begun; see dismiss.
 	idle atomic.Bool
 
 	entry entry
@@ -109,7 +109,22 @@ func (c *conn) next() bool {
 	c.g.pieces.putHead(out)
 	c.out = nil
 	c.in.release(clientRead)
-	return again && !c.g.ending()
+	return again
+}
+
+// dismiss ends a connection on which no request has begun.
+func (c *conn) dismiss() {
+	for {
+		until := c.until.Load()
+		if !c.idle.Load() {
+			return
+		}
+		// A request that begins now sets another deadline after idle.
+		if c.until.CompareAndSwap(until, 1) {
+			c.expire(1)
+			return
+		}
+	}
 }
 
 // hangUpOff ends the watch and the deadline: another protocol takes over.
@@ -128,7 +143,7 @@ func (c *conn) readHead() ([]byte, error) {
 	c.arm(c.g.limits.Idle)
 	c.idle.Store(true)
 	defer c.idle.Store(false)
-	if c.g.ending() {
+	if c.g.late.Load() { // after idle was set: dismiss may have looked before
 		return nil, errEnding
 	}
 	c.blank = false

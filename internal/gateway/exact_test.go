@@ -348,6 +348,7 @@ func TestRefusalsAreLoggedWithTheirReason(t *testing.T) {
 		"HEAD /z HTTP/1.0\r\nHost: other.test\r\n\r\n",
 	} {
 		lengths = append(lengths, len(bodyOf(t, ask(t, address, raw))))
+		r.logged(len(lengths)) // the line comes after the answer
 	}
 	want := []string{
 		"POST web.test /a/../b?c HTTP/1.1 400 Bad request: the path has a dot segment.",

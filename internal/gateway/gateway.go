@@ -52,6 +52,9 @@ type Limits struct {
 	Connections int
 	// Stop is how long requests in flight may go on when the gateway ends.
 	Stop time.Duration
+	// Lull is how long idle connections stay open then: what a client is just
+	// about to send on one is answered, and told that it was the last.
+	Lull time.Duration
 	// Abandoned is how long a gateway goes on without a keeper before it looks
 	// whether its directory is gone too, and between looks.
 	Abandoned time.Duration
@@ -69,6 +72,7 @@ func DefaultLimits() Limits {
 		Write:       5 * time.Minute, // clients that keep to a rate pause for long after a burst
 		Connections: maxConnections(),
 		Stop:        10 * time.Second,
+		Lull:        time.Second,
 		Abandoned:   time.Minute,
 	}
 }
@@ -95,15 +99,17 @@ type gateway struct {
 	table   atomic.Pointer[table]
 	day     atomic.Pointer[dated]
 
-	soft context.Context    // done when no new request may begin
+	soft context.Context    // done when the gateway is to end
 	quit context.CancelFunc // ends soft
+	late atomic.Bool        // no new request may begin
 	hard context.Context    // done when everything must end
 }
 
 // now is the gateway's time: nanoseconds since its start.
 func (g *gateway) now() int64 { return int64(time.Since(g.start)) }
 
-// ending says that no new request may begin.
+// ending says that the gateway is to end: every answer is the last of its
+// connection.
 func (g *gateway) ending() bool { return g.soft.Err() != nil }
 
 type dated struct {
@@ -226,23 +232,27 @@ func (g *gateway) run(ctx context.Context, kill context.CancelFunc, o Options) e
 	return err
 }
 
-// stop ends listening, closes idle connections, and waits for the others.
+// stop ends listening, waits for what clients are just about to send, closes
+// idle connections, and waits for the others.
 func (g *gateway) stop() {
 	g.ports.closeAll()
-	g.conns.each(func(c *conn) {
-		if c.idle.Load() {
-			c.until.Store(1)
-			c.expire(1)
-		}
-	})
 	ctx, cancel := context.WithTimeout(g.hard, g.limits.Stop)
 	defer cancel()
-	_ = g.http2.base.Shutdown(ctx) // it has no listeners: it says goodbye on its connections
-	limit := time.NewTimer(g.limits.Stop)
-	defer limit.Stop()
+	lull, served := time.NewTimer(g.limits.Lull), g.ports.served()
+	defer lull.Stop()
+	if t := g.table.Load(); len(t.hosts) == 0 && len(t.private) == 0 {
+		lull.Reset(0) // nobody has anything to ask for
+	}
 	select {
-	case <-g.ports.served():
-	case <-limit.C:
+	case <-served:
+	case <-lull.C:
+	}
+	g.late.Store(true)
+	g.conns.each((*conn).dismiss)
+	_ = g.http2.base.Shutdown(ctx) // it has no listeners: it says goodbye on its connections
+	select {
+	case <-served:
+	case <-ctx.Done():
 		g.conns.each(func(c *conn) { _ = c.nc.Close() })
 	}
 }

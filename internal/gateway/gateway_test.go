@@ -72,7 +72,7 @@ type rig struct {
 
 func testLimits() Limits {
 	l := DefaultLimits()
-	l.Connections, l.Stop = 1024, 2*time.Second
+	l.Connections, l.Stop, l.Lull = 1024, 2*time.Second, 0
 	return l
 }
 

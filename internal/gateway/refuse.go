@@ -50,7 +50,7 @@ func refuseOdd() *refusal {
 
 // refuse answers, and says whether the connection can go on.
 func (c *conn) refuse(r refusal) bool {
-	keep := !r.close && c.entry.method != nil && c.keeps()
+	keep := !r.close && !c.g.ending() && c.entry.method != nil && c.keeps()
 	r.record(&c.entry)
 	if c.sent || r.status == 499 { // the answer has begun, or nobody is there to read it
 		return false

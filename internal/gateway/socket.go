@@ -36,9 +36,25 @@ func boundClient(nc net.Conn) {
 	}
 }
 
+// unheard is how long what was sent to an instance may go without the
+// acknowledgement of its kernel, which answers also for a program that stands
+// still. After it the instance cannot be reached, and the connection ends.
+const unheard = 3 * time.Second
+
+// boundUnheard sets it on a TCP socket.
+func boundUnheard(c syscall.RawConn) error {
+	var err error
+	cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unheard.Milliseconds()))
+	})
+	return errors.Join(cerr, err)
+}
+
 // connectTo opens a connection to an instance.
 func connectTo(ctx context.Context, address netip.AddrPort, limit time.Duration) (*net.TCPConn, error) {
-	d := net.Dialer{Timeout: limit, Control: func(_, _ string, c syscall.RawConn) error { return boundUnsent(c) }}
+	d := net.Dialer{Timeout: limit, Control: func(_, _ string, c syscall.RawConn) error {
+		return errors.Join(boundUnsent(c), boundUnheard(c))
+	}}
 	return d.DialTCP(ctx, "tcp", netip.AddrPort{}, address)
 }
 

@@ -18,6 +18,9 @@ const (
 	FaultFail  FaultAction = "fail"  // Hit returns a *FaultError
 	FaultPanic FaultAction = "panic" // Hit panics with a *FaultError
 	FaultKill  FaultAction = "kill"  // the process gets SIGKILL and Hit does not return
+	// FaultFreeze stops the whole process until somebody lets it go on: then,
+	// or before, anything can be done to it and around it.
+	FaultFreeze FaultAction = "freeze"
 )
 
 // FaultError is an error that a test asked for.
@@ -59,8 +62,8 @@ func ParseFaults(s string) (*Faults, error) {
 				return nil, fmt.Errorf("fault %q: %q is not a number from 1", part, nth)
 			}
 		}
-		if !ok || name == "" || !slices.Contains([]FaultAction{FaultFail, FaultPanic, FaultKill}, FaultAction(action)) {
-			return nil, fmt.Errorf("fault %q: want label=fail, label=panic or label=kill", part)
+		if !ok || name == "" || !slices.Contains([]FaultAction{FaultFail, FaultPanic, FaultKill, FaultFreeze}, FaultAction(action)) {
+			return nil, fmt.Errorf("fault %q: want label=fail, label=panic, label=kill or label=freeze", part)
 		}
 		f.Set(name, FaultAction(action), n)
 	}
@@ -89,6 +92,10 @@ func (f *Faults) Hit(label string) error {
 			panic(err)
 		}
 		select {} // until the signal has come
+	case FaultFreeze:
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			panic(err)
+		}
 	}
 	return nil
 }

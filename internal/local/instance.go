@@ -190,6 +190,7 @@ func (e *Engine) live(ctx context.Context, in *instance) {
 	case errors.Is(err, errAway):
 		e.giveUp(ctx, in, err)
 	default:
+		e.Failed(ctx, err)
 		e.bury(ctx, in, e.startFailed(in, err))
 	}
 }

@@ -103,6 +103,10 @@ type Options struct {
 	Prober  Prober
 	Listen  Listen
 	Log     *slog.Logger
+	// Failed is told why an instance did not start or a table was not
+	// published, before that is tried again: a full disk may be relieved. It
+	// may be nil.
+	Failed func(ctx context.Context, err error)
 	// LogBytes bounds all logs together; those of the living stay in any case.
 	// 0 means 512 MiB.
 	LogBytes int64
@@ -183,12 +187,18 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	e.certificates.log = o.Log
 	e.keepLogs.Store(o.LogBytes)
+	if e.Failed == nil {
+		e.Failed = func(context.Context, error) {}
+	}
 	e.traffic = newPublisher(o.Log.With("what", "traffic"), e.publishTraffic)
 	e.filter = newPublisher(o.Log.With("what", "filter"), e.publishFilter)
 	e.names = newResolver(e)
 	e.pool = newPool(e)
 	e.roots.dir = o.RunDir
 	if err := e.open(ctx); err != nil {
+		if e.tap != nil {
+			_ = e.tap.Close()
+		}
 		return nil, err
 	}
 	return e, nil
@@ -253,7 +263,7 @@ func (e *Engine) Serve(ctx context.Context) error {
 	e.life = life
 	close(e.begun)
 	for _, loop := range []func(context.Context){
-		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.followCertificates, e.boundLogs,
+		e.traffic.run, e.filter.run, e.names.run, e.pool.run, e.followKeeper, e.followGateway, e.followAttempts, e.followFilter, e.followCertificates, e.boundLogs,
 	} {
 		e.work.Go(func() { loop(life) })
 	}

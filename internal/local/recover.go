@@ -56,8 +56,11 @@ func (e *Engine) adopt(r record, known map[string]kiln.ProcessStatus) {
 	if !alive && !listed && r.Phase == phaseMaking {
 		return // half made: the sweep removes it
 	}
-	e.environment(in.Environment)
+	env := e.environment(in.Environment)
 	e.instances[in.ID] = in
+	if !in.task {
+		e.fleetOf(env, in) // also one that is no longer desired, so that it ends
+	}
 	e.plan.Claim(in.Address)
 	switch {
 	case !alive:

@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,6 +78,29 @@ func TestMachineRestart(t *testing.T) {
 	}
 	if got := after.Fleets[0].Deaths; len(got) != 2 || got[0].Cause.Kind != kiln.CauseLost {
 		t.Errorf("deaths %+v", got)
+	}
+}
+
+// TestWhatIsNoLongerDesiredEndsAfterARestart kills the engine between the record
+// of what is desired and its first step towards it.
+func TestWhatIsNoLongerDesiredEndsAfterARestart(t *testing.T) {
+	b := newBed(t)
+	stays, leaves := web(1), web(1, func(t *kiln.Template) { t.Config.Env = map[string]string{"VERSION": "next"} })
+	b.ready(stays, leaves)
+	b.stop()
+	raw, err := json.Marshal(map[string]any{"fleets": []kiln.Fleet{stays}, "reason": "release 2 was undone"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "local", "desired", "test.json"), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.boot()
+	b.wait("one fleet", func(o kiln.Observation) bool { return len(o.Fleets) == 1 && allReady(o, []kiln.Fleet{stays}) })
+	for len(entries(filepath.Join(b.dir, "local", "instances"))) != 1 { // the test ends with its deadline
+		if t.Context().Err() != nil {
+			t.Fatal("the other instance lives on")
+		}
 	}
 }
 

@@ -137,7 +137,11 @@ func (e *Engine) shareServices(table kiln.RouteTable) error {
 func (e *Engine) publishTraffic(ctx context.Context) error {
 	e.listening.Lock()
 	defer e.listening.Unlock()
-	return e.publishTable(ctx)
+	err := e.publishTable(ctx)
+	if err != nil {
+		e.Failed(ctx, err)
+	}
+	return err
 }
 
 // publishTable makes a table and publishes it: addresses and sockets first, so

@@ -10,6 +10,7 @@
 //	LEAK            allocate this many MiB a second until killed
 //	START_DELAY     a duration to wait before listening
 //	WORKER          no server; print a line and wait
+//	BAKE            no server; wait for this duration and exit 0
 package main
 
 import (
@@ -23,6 +24,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -37,6 +39,10 @@ func main() {
 	}
 	if rate, err := strconv.Atoi(os.Getenv("LEAK")); err == nil {
 		go leak(rate)
+	}
+	if wait, err := time.ParseDuration(os.Getenv("BAKE")); err == nil {
+		time.Sleep(wait)
+		return
 	}
 	if delay, err := time.ParseDuration(os.Getenv("START_DELAY")); err == nil {
 		time.Sleep(delay)
@@ -106,6 +112,7 @@ func handler() http.Handler {
 	mux.HandleFunc("/lookup", lookup)
 	mux.HandleFunc("/write", write)
 	mux.HandleFunc("/whoami", whoami)
+	mux.HandleFunc("/grow", grow)
 	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) {
 		code, _ := strconv.Atoi(r.URL.Query().Get("code"))
 		fmt.Println("exiting by request")
@@ -116,7 +123,7 @@ func handler() http.Handler {
 
 // call answers with what GET ?url= answered.
 func call(w http.ResponseWriter, r *http.Request) {
-	client := http.Client{Timeout: 3 * time.Second}
+	client := http.Client{Timeout: 30 * time.Second} // the other side may be frozen for a while
 	response, err := client.Get(r.URL.Query().Get("url"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
@@ -163,6 +170,20 @@ func whoami(w http.ResponseWriter, _ *http.Request) {
 	uidmap, _ := os.ReadFile("/proc/self/uid_map")
 	_, _ = fmt.Fprintf(w, "uid %d gid %d\nuid_map %s\n%s", os.Getuid(), os.Getgid(), uidmap, status)
 }
+
+// grow takes ?mib= of memory and keeps it.
+func grow(w http.ResponseWriter, r *http.Request) {
+	mib, _ := strconv.Atoi(r.URL.Query().Get("mib"))
+	block := make([]byte, mib<<20)
+	for i := 0; i < len(block); i += 4096 {
+		block[i] = 1
+	}
+	fat.Store(&block)
+	_, _ = io.WriteString(w, "grown\n")
+}
+
+// fat is what grow took last.
+var fat atomic.Pointer[[]byte] //nolint:gochecknoglobals // it must outlive the request
 
 func leak(rate int) {
 	var kept [][]byte

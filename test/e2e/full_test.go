@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/test/rig"
 )
 
@@ -89,4 +92,33 @@ func TestARollbackWorksOnAFullDisk(t *testing.T) {
 	if _, _, body := r.Get("web.test", "/"); body != "2" {
 		t.Errorf("after the disk had room again: %q", body)
 	}
+}
+
+func TestAControlPlaneStartsAndReplacesOnAFullDisk(t *testing.T) {
+	disk := smallDisk(t)
+	r := newRig(t)
+	r.Write("kiln.hcl", one("1", 2, ""))
+	r.Kiln("up")
+	fill(t, disk)
+	before := ids(instances(r))
+	r.KillDaemon()
+	r.Start()
+	if after := ids(instances(r)); !slices.Equal(before, after) {
+		t.Errorf("instances were not adopted: %v, then %v", before, after)
+	}
+	victim := instances(r)[0]
+	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.Eventually(rig.Longest, "another took its place", func() error {
+		for _, i := range instances(r) {
+			if i.ID == victim.ID || i.State != kiln.InstanceReady {
+				return fmt.Errorf("%s is %s", i.ID, i.State)
+			}
+		}
+		if n := len(instances(r)); n != 2 {
+			return fmt.Errorf("%d instances", n)
+		}
+		return nil
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"sync"
 	"time"
@@ -30,6 +31,8 @@ type Options struct {
 	// MaxInFlight bounds concurrency; what would exceed it counts as failed.
 	// 0 means 1,024.
 	MaxInFlight int
+	// Each is told of every request that has ended, one at a time; nil is not.
+	Each func(Outcome)
 }
 
 // Report is what became of the requests.
@@ -53,11 +56,15 @@ type Seen struct {
 	Last time.Time `json:"last"`
 }
 
-type outcome struct {
-	at      time.Time
-	took    time.Duration
-	failure string
-	version string
+// Outcome is what became of one request.
+type Outcome struct {
+	At      time.Time // when it was sent
+	Took    time.Duration
+	Failure string // "" when it was answered with 200 to 399
+	// Dialed is when its connection was made, where that was before it was
+	// sent; zero for a connection of its own.
+	Dialed  time.Time
+	Version string
 }
 
 // Run sends until the duration has passed or ctx ends, waits for the last
@@ -66,16 +73,16 @@ func Run(ctx context.Context, o Options) Report {
 	o = o.defaults()
 	transport := &http.Transport{
 		MaxIdleConns: o.MaxInFlight, MaxIdleConnsPerHost: o.MaxInFlight, DisableCompression: true,
-		DialContext: (&net.Dialer{Timeout: o.Timeout}).DialContext,
+		DialContext: o.dial,
 	}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: o.Timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse
 	}}
-	outcomes := make(chan outcome, o.MaxInFlight)
+	outcomes := make(chan Outcome, o.MaxInFlight)
 	done := make(chan Report)
 	start := time.Now()
-	go func() { done <- collect(outcomes) }()
+	go func() { done <- o.collect(outcomes) }()
 	o.send(ctx, client, start, outcomes)
 	close(outcomes)
 	r := <-done
@@ -98,7 +105,7 @@ func (o Options) defaults() Options {
 }
 
 // send starts every request at its time and returns when all have ended.
-func (o Options) send(ctx context.Context, client *http.Client, start time.Time, outcomes chan<- outcome) {
+func (o Options) send(ctx context.Context, client *http.Client, start time.Time, outcomes chan<- Outcome) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, o.MaxInFlight)
@@ -122,7 +129,7 @@ func (o Options) send(ctx context.Context, client *http.Client, start time.Time,
 					<-slots
 				})
 			default:
-				outcomes <- outcome{at: time.Now(), failure: "too many in flight"}
+				outcomes <- Outcome{At: time.Now(), Failure: "too many in flight"}
 			}
 		}
 	}
@@ -131,31 +138,50 @@ func (o Options) send(ctx context.Context, client *http.Client, start time.Time,
 // one sends one request. It has no context: a request that left is waited for.
 //
 //nolint:contextcheck // see above
-func (o Options) one(client *http.Client) outcome {
-	out := outcome{at: time.Now()}
+func (o Options) one(client *http.Client) (out Outcome) {
+	out.At = time.Now()
+	defer func() { out.Took = time.Since(out.At) }()
 	request, err := http.NewRequestWithContext(context.Background(), o.Method, o.URL, bytes.NewReader(o.Body))
 	if err != nil {
-		out.failure = err.Error()
+		out.Failure = err.Error()
 		return out
 	}
 	request.Host = o.Host
-	response, err := client.Do(request)
+	trace := &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		if one, ok := got.Conn.(*aged); ok && got.Reused {
+			out.Dialed = one.made
+		}
+	}}
+	response, err := client.Do(request.WithContext(httptrace.WithClientTrace(request.Context(), trace)))
 	if err != nil {
-		out.failure = cause(err)
+		out.Failure = cause(err)
 		return out
 	}
 	defer func() { _ = response.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	out.took = time.Since(out.at)
 	switch {
 	case err != nil:
-		out.failure = "body: " + cause(err)
+		out.Failure = "body: " + cause(err)
 	case response.StatusCode >= 400:
-		out.failure = fmt.Sprintf("status %d", response.StatusCode)
+		out.Failure = fmt.Sprintf("status %d", response.StatusCode)
 	case o.Version != nil:
-		out.version = o.Version(response.StatusCode, response.Header, body)
+		out.Version = o.Version(response.StatusCode, response.Header, body)
 	}
 	return out
+}
+
+// aged is a connection that knows when it was made.
+type aged struct {
+	net.Conn
+	made time.Time
+}
+
+func (o Options) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: o.Timeout}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &aged{c, time.Now()}, nil
 }
 
 // cause shortens an error to what it has in common with others of its kind.
@@ -169,20 +195,23 @@ func cause(err error) string {
 	}
 }
 
-func collect(outcomes <-chan outcome) Report {
+func (o Options) collect(outcomes <-chan Outcome) Report {
 	r := Report{Failures: map[string]int{}, Versions: map[string]*Seen{}}
 	var took []time.Duration
-	for o := range outcomes {
+	for one := range outcomes {
+		if o.Each != nil {
+			o.Each(one)
+		}
 		r.Sent++
-		if o.failure != "" {
+		if one.Failure != "" {
 			r.Failed++
-			r.Failures[o.failure]++
+			r.Failures[one.Failure]++
 			continue
 		}
 		r.OK++
-		took = append(took, o.took)
-		if o.version != "" {
-			r.see(o)
+		took = append(took, one.Took)
+		if one.Version != "" {
+			r.see(one)
 		}
 	}
 	if len(took) > 0 {
@@ -192,18 +221,18 @@ func collect(outcomes <-chan outcome) Report {
 	return r
 }
 
-func (r *Report) see(o outcome) {
-	s := r.Versions[o.version]
+func (r *Report) see(o Outcome) {
+	s := r.Versions[o.Version]
 	if s == nil {
-		s = &Seen{First: o.at, Last: o.at}
-		r.Versions[o.version] = s
+		s = &Seen{First: o.At, Last: o.At}
+		r.Versions[o.Version] = s
 	}
 	s.Count++
-	if o.at.Before(s.First) {
-		s.First = o.at
+	if o.At.Before(s.First) {
+		s.First = o.At
 	}
-	if o.at.After(s.Last) {
-		s.Last = o.at
+	if o.At.After(s.Last) {
+		s.Last = o.At
 	}
 }
 

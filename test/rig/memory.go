@@ -10,7 +10,7 @@ import (
 // Processes maps Kiln's own processes of this rig to their ids: "kilnd",
 // "keep", "gateway".
 func (r *Rig) Processes() map[string]int {
-	found := map[string]int{"kilnd": r.daemon.Process.Pid}
+	found := map[string]int{"kilnd": r.DaemonPID()}
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range lines {
 		b, err := os.ReadFile(path)

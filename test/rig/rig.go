@@ -6,8 +6,6 @@ package rig
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,28 +40,35 @@ const Longest = 3 * time.Minute
 type Rig struct {
 	t    TB
 	bin  string
-	Data string // data directory
-	Work string // folder for definitions
-	HTTP string // address of the public HTTP listener
-	TLS  string // address of the public HTTPS listener
+	Data string   // data directory
+	Work string   // folder for definitions
+	HTTP string   // address of the public HTTP listener
+	TLS  string   // address of the public HTTPS listener
+	Env  []string // of the control plane, beside this process's
 
-	daemon *exec.Cmd
+	mu     sync.Mutex
+	daemon *daemon
 }
 
-// bins is where this process built the executables.
-var bins = sync.OnceValues(build) //nolint:gochecknoglobals // built once per process
+// bins is where this process built the executables; faulty is where it built
+// those that ask for faults (build tag "faults").
+var (
+	bins   = sync.OnceValues(func() (string, error) { return build("test") })                      //nolint:gochecknoglobals // built once per process
+	faulty = sync.OnceValues(func() (string, error) { return build("faults", "-tags", "faults") }) //nolint:gochecknoglobals // see above
+)
 
-func build() (string, error) {
+func build(name string, flags ...string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(root, "bin", "test")
+	dir := filepath.Join(root, "bin", name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
 	for _, pkg := range []string{"./cmd/kiln", "./cmd/kilnd", "./test/app"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version="+Version, "-o", dir+"/", pkg)
+		args := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version=" + Version}, flags...)
+		cmd := exec.Command("go", append(args, "-o", dir+"/", pkg)...)
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -82,12 +87,25 @@ func moduleRoot() (string, error) {
 }
 
 // New builds the executables and starts a control plane.
-func New(t TB) *Rig { return newRig(t, false) }
+func New(t TB) *Rig {
+	t.Helper()
+	return start(t, bins, false)
+}
 
 // NewApart is New with executables of the rig's own, which may be replaced.
-func NewApart(t TB) *Rig { return newRig(t, true) }
+func NewApart(t TB) *Rig {
+	t.Helper()
+	return start(t, bins, true)
+}
 
-func newRig(t TB, apart bool) *Rig {
+// NewFaulty is New with a control plane that does at a label of its journal
+// what KILN_FAULT in its environment says (package kilntest).
+func NewFaulty(t TB) *Rig {
+	t.Helper()
+	return start(t, faulty, false)
+}
+
+func start(t TB, bins func() (string, error), apart bool) *Rig {
 	t.Helper()
 	bin, err := bins()
 	if err != nil {
@@ -169,15 +187,7 @@ func (r *Rig) Start() {
 // StartWith is Start with flags of the caller's instead of the rig's listeners.
 func (r *Rig) StartWith(flags ...string) {
 	r.t.Helper()
-	log, err := os.OpenFile(filepath.Join(r.Data, "kilnd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		r.t.Fatalf("%v", err)
-	}
-	defer func() { _ = log.Close() }()
-	r.daemon = exec.Command(r.Bin("kilnd"), append([]string{"--data", r.Data}, flags...)...)
-	r.daemon.Stdout, r.daemon.Stderr = log, log
-	r.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := r.daemon.Start(); err != nil {
+	if err := r.spawn(flags); err != nil {
 		r.t.Fatalf("start kilnd: %v", err)
 	}
 	r.Eventually(Longest, "the control plane answers", func() error {
@@ -186,21 +196,13 @@ func (r *Rig) StartWith(flags ...string) {
 	})
 }
 
-// KillDaemon ends the control plane with SIGKILL and leaves all else alone.
-func (r *Rig) KillDaemon() {
-	_ = r.daemon.Process.Kill()
-	_ = r.daemon.Wait()
-}
-
 // StopDaemon ends the control plane with SIGTERM, as a service manager does,
 // and leaves all else alone.
 func (r *Rig) StopDaemon() {
-	_ = r.daemon.Process.Signal(syscall.SIGTERM)
-	_ = r.daemon.Wait()
+	d := r.current()
+	_ = syscall.Kill(d.pid, syscall.SIGTERM)
+	<-d.ended
 }
-
-// DaemonPID is the control plane's process id.
-func (r *Rig) DaemonPID() int { return r.daemon.Process.Pid }
 
 // Try runs `kiln` in the work folder and returns its standard output; the
 // error holds its standard error and exit code.
@@ -330,34 +332,20 @@ func (r *Rig) Eventually(limit time.Duration, what string, f func() error) {
 	}
 }
 
-// Tag is what the names of this rig's links, tables and cgroups are made of.
-func (r *Rig) Tag() string {
-	sum := sha256.Sum256([]byte(r.Data))
-	return hex.EncodeToString(sum[:])[:6]
-}
-
 // end shuts everything down and reports what is left on the machine.
 func (r *Rig) end() {
-	if _, err := r.Try("shutdown", "--yes"); err != nil {
-		r.t.Logf("shutdown: %v\n%s", err, r.Log())
+	if r.current() == nil {
+		return // it could not be started
 	}
-	_ = r.daemon.Process.Kill()
-	_ = r.daemon.Wait()
+	select {
+	case <-r.Ended(): // a test shut it down
+	default:
+		if _, err := r.Try("shutdown", "--yes"); err != nil {
+			r.t.Logf("shutdown: %v\n%s", err, r.Log())
+		}
+		r.KillDaemon()
+	}
 	if left := r.Left(); len(left) > 0 {
 		r.t.Logf("left behind on the machine:\n%s", strings.Join(left, "\n"))
 	}
-}
-
-// Left lists the links, tables, mounts, cgroups and processes of this rig.
-func (r *Rig) Left() []string {
-	var left []string
-	for _, probe := range [][]string{{"ip", "-o", "link"}, {"nft", "list", "tables"}, {"cat", "/proc/mounts"}, {"ps", "-eo", "pid,args"}, {"find", "/sys/fs/cgroup", "-maxdepth", "3", "-type", "d"}} {
-		out, _ := exec.Command(probe[0], probe[1:]...).Output()
-		for line := range strings.Lines(string(out)) {
-			if (strings.Contains(line, r.Tag()) || strings.Contains(line, r.Data)) && !strings.Contains(line, "kilnd --data") {
-				left = append(left, strings.TrimSpace(line))
-			}
-		}
-	}
-	return left
 }

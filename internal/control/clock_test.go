@@ -1,0 +1,63 @@
+package control
+
+import (
+	"testing"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// TestAClockThatJumpsEndsNothingAndKeepsNothing sets the clock of the wall by
+// hours, before and after a restart: releases are parked, and environments
+// live, for as long as they should.
+func TestAClockThatJumpsEndsNothingAndKeepsNothing(t *testing.T) {
+	for _, jump := range []time.Duration{time.Hour, -time.Hour, 1000 * time.Hour, -1000 * time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			onBench(t, func(_ *testing.T, b *bench) {
+				offset := time.Duration(0)
+				b.halt()
+				b.clock = func() time.Time { return time.Now().Round(0).Add(offset) } // without the clock that does not jump
+				b.start()
+				b.mustUp(preview("1"))
+				b.mustUp(preview("2"))
+				b.settled()
+				b.halt() // what it knows now is from the ledger
+				b.start()
+				b.settled()
+				pass(time.Minute)
+				offset = jump
+				pass(28 * time.Minute)
+				b.settled()
+				b.wantStates("preview-x", kiln.ReleaseParked, kiln.ReleaseLive)
+				pass(2 * time.Minute)
+				b.settled()
+				b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
+				pass(71 * time.Hour)
+				b.settled()
+				b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
+				pass(time.Hour)
+				b.settled()
+				b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseRetired)
+			})
+		})
+	}
+}
+
+// TestAClockThatWasSetBackWhileNobodyRanKeepsNothingForLonger restarts with a
+// clock of long ago, as a machine without a battery has.
+func TestAClockThatWasSetBackWhileNobodyRanKeepsNothingForLonger(t *testing.T) {
+	onBench(t, func(_ *testing.T, b *bench) {
+		b.mustUp(preview("1"))
+		b.mustUp(preview("2"))
+		b.settled()
+		b.halt()
+		b.clock = func() time.Time { return time.Now().Add(-10000 * time.Hour) }
+		b.start()
+		pass(31 * time.Minute)
+		b.settled()
+		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
+		pass(72 * time.Hour)
+		b.settled()
+		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseRetired)
+	})
+}
