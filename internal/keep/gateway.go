@@ -191,13 +191,13 @@ func joined(errs []error) error {
 
 func (g *gateway) openMissing(want map[string]endpoint) (failed map[string]error) {
 	g.mu.Lock()
-	missing := maps.Clone(want)
-	maps.DeleteFunc(missing, func(name string, _ endpoint) bool { return g.held[name] != nil })
+	missing, held := maps.Clone(want), maps.Clone(g.held)
 	g.mu.Unlock()
+	maps.DeleteFunc(missing, func(name string, _ endpoint) bool { return held[name] != nil })
 	failed = map[string]error{}
 	opened := map[string]*os.File{}
 	for name, e := range missing {
-		f, err := e.open()
+		f, err := e.open(e.neighbours(held, opened))
 		if err != nil {
 			failed[name] = err
 			continue
@@ -208,6 +208,19 @@ func (g *gateway) openMissing(want map[string]endpoint) (failed map[string]error
 		g.change(func() { maps.Copy(g.held, opened) })
 	}
 	return failed
+}
+
+// neighbours are the sockets on the port of an endpoint.
+func (e endpoint) neighbours(all ...map[string]*os.File) []*os.File {
+	var files []*os.File
+	for _, sockets := range all {
+		for name, f := range sockets {
+			if other, err := parseEndpoint(name); err == nil && other.network == e.network && other.address.Port() == e.address.Port() {
+				files = append(files, f)
+			}
+		}
+	}
+	return files
 }
 
 func (g *gateway) dropSurplus(want map[string]endpoint) bool {

@@ -48,12 +48,17 @@ func badEndpoint(name string) error {
 	return kiln.Errorf(kiln.CodeInvalid, `write it like "tcp://0.0.0.0:8080" or "tcp://[::1]:8080"`, "%q is not an address to listen on", name)
 }
 
-// open makes the socket, bound and, for TCP, listening.
-func (e endpoint) open() (*os.File, error) {
-	f, err := e.bind()
+// open makes the socket, bound and, for TCP, listening. Sockets of our own on
+// the same port are not in its way: all addresses of a port can be listened on
+// beside single ones, to which what is addressed to them goes.
+func (e endpoint) open(own []*os.File) (*os.File, error) {
+	f, err := e.bind(false)
 	if e.any && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) { // without IPv6
 		e.address = netip.AddrPortFrom(netip.IPv4Unspecified(), e.address.Port())
-		f, err = e.bind()
+		f, err = e.bind(false)
+	}
+	if errors.Is(err, unix.EADDRINUSE) && e.network == "tcp" && len(own) > 0 {
+		f, err = e.bindBeside(own)
 	}
 	if err != nil {
 		return nil, e.explain(err)
@@ -61,7 +66,34 @@ func (e endpoint) open() (*os.File, error) {
 	return f, nil
 }
 
-func (e endpoint) bind() (*os.File, error) {
+// bindBeside shares the port with sockets of our own. From then on other
+// programs of root's that share ports themselves may listen there, too; one
+// that does not, such as another keeper, is refused as before.
+func (e endpoint) bindBeside(own []*os.File) (*os.File, error) {
+	for _, f := range own {
+		if err := control(f, sharePort); err != nil {
+			return nil, err
+		}
+	}
+	return e.bind(true)
+}
+
+func sharePort(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
+
+// control does something with a file's descriptor and leaves its mode alone.
+func control(f *os.File, do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var done error
+	if err := raw.Control(func(fd uintptr) { done = do(int(fd)) }); err != nil { //nolint:gosec // descriptors are small
+		return err
+	}
+	return done
+}
+
+func (e endpoint) bind(beside bool) (*os.File, error) {
 	family, kind := unix.AF_INET, unix.SOCK_STREAM
 	if e.address.Addr().Is6() {
 		family = unix.AF_INET6
@@ -74,6 +106,9 @@ func (e endpoint) bind() (*os.File, error) {
 		return nil, err
 	}
 	err = e.prepare(fd)
+	if err == nil && beside {
+		err = sharePort(fd)
+	}
 	if err == nil {
 		err = unix.Bind(fd, sockaddr(e.address))
 	}
