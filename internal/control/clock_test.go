@@ -1,6 +1,7 @@
 package control
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,12 +12,12 @@ import (
 // hours, before and after a restart: releases are parked, and environments
 // live, for as long as they should.
 func TestAClockThatJumpsEndsNothingAndKeepsNothing(t *testing.T) {
-	for _, jump := range []time.Duration{time.Hour, -time.Hour, 1000 * time.Hour, -1000 * time.Hour} {
+	for _, jump := range []time.Duration{time.Hour, -1000 * time.Hour} {
 		t.Run(jump.String(), func(t *testing.T) {
 			onBench(t, func(_ *testing.T, b *bench) {
-				offset := time.Duration(0)
+				var offset atomic.Int64
 				b.halt()
-				b.clock = func() time.Time { return time.Now().Round(0).Add(offset) } // without the clock that does not jump
+				b.clock = func() time.Time { return time.Now().Round(0).Add(time.Duration(offset.Load())) } // without the clock that does not jump
 				b.start()
 				b.mustUp(preview("1"))
 				b.mustUp(preview("2"))
@@ -25,7 +26,7 @@ func TestAClockThatJumpsEndsNothingAndKeepsNothing(t *testing.T) {
 				b.start()
 				b.settled()
 				pass(time.Minute)
-				offset = jump
+				offset.Store(int64(jump))
 				pass(28 * time.Minute)
 				b.settled()
 				b.wantStates("preview-x", kiln.ReleaseParked, kiln.ReleaseLive)
