@@ -265,7 +265,7 @@ func TestDigestsAreVerified(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = out.Close() }()
-		_, err = build(t.Context(), Options{Dir: t.TempDir(), Store: store, Limits: DefaultLimits(), Worker: worker(t)}, kiln.Digest(d.Digest), nil, out)
+		_, err = build(t.Context(), Options{Dir: t.TempDir(), Store: store, Limits: DefaultLimits()}, kiln.Digest(d.Digest), nil, out)
 		_, gone := os.Stat(filepath.Join(string(store), kiln.Digest(other.Layers[0].Digest).Hex()))
 		return gone != nil, err
 	}

@@ -33,7 +33,7 @@ func buildOnce(t testing.TB, store folder, manifest kiln.Digest, points []string
 		t.Fatal(err)
 	}
 	defer func() { _ = out.Close() }()
-	if _, err := build(t.Context(), Options{Dir: dir, Store: store, Limits: DefaultLimits(), Worker: worker(t)}, manifest, points, out); err != nil {
+	if _, err := build(t.Context(), Options{Dir: dir, Store: store, Limits: DefaultLimits()}, manifest, points, out); err != nil {
 		t.Fatal(err)
 	}
 	d, _, err := hashFile(t.Context(), out)

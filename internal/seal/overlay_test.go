@@ -31,7 +31,7 @@ func mountSealed(t *testing.T, store folder, layers ...[]byte) (string, error) {
 		t.Fatal(err)
 	}
 	defer func() { _ = out.Close() }()
-	opt := Options{Dir: dir, Store: store, Limits: DefaultLimits(), Worker: worker(t)}
+	opt := Options{Dir: dir, Store: store, Limits: DefaultLimits()}
 	if _, err := build(t.Context(), opt, store.image(t, layers...), nil, out); err != nil {
 		return "", err
 	}
