@@ -44,7 +44,15 @@ func newReserve(path string, log *slog.Logger) *reserve {
 func (r *reserve) take() {
 	if err := r.room.Hold(); err != nil {
 		r.log.Warn("the ledger has no reserve", "error", err)
-		r.given <- struct{}{}
+		r.missed()
+	}
+}
+
+// missed has the room taken again once there is some.
+func (r *reserve) missed() {
+	select {
+	case r.given <- struct{}{}:
+	default:
 	}
 }
 
@@ -95,10 +103,7 @@ func (r *reserve) give(ctx context.Context, before int, cause error) bool {
 		return false
 	}
 	r.times++
-	select {
-	case r.given <- struct{}{}:
-	default:
-	}
+	r.missed()
 	r.log.Error("the disk is full, the ledger's reserve was given up", "bytes", reserveBytes, "error", cause)
 	r.tell(ctx, "disk.full", fmt.Sprintf("the disk of the data directory is full; the ledger goes on in its reserve of %d MiB", reserveBytes>>20))
 	return true

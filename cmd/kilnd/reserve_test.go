@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/control"
@@ -116,5 +117,19 @@ func TestLogsCountForTheBoundOfStorage(t *testing.T) {
 	}
 	if freed, err := c.Collect(t.Context(), control.Keep{}, 300); err != nil || freed != 100 || s.kept != 0 {
 		t.Errorf("freed %d, kept %d, %v", freed, s.kept, err)
+	}
+}
+
+// TestTheReserveWentAlreadyToOpenTheLedger: what opening it took is noted, and
+// that there is no room again is no more.
+func TestTheReserveWentAlreadyToOpenTheLedger(t *testing.T) {
+	r := newReserve(filepath.Join(t.TempDir(), "nowhere", "reserve"), slog.New(slog.DiscardHandler))
+	r.missed()
+	taken := make(chan struct{})
+	go func() { r.take(); close(taken) }()
+	select {
+	case <-taken:
+	case <-time.After(time.Minute):
+		t.Fatal("the start waits for ever")
 	}
 }
