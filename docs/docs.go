@@ -7,4 +7,4 @@ import "embed"
 // Reference has the pages that become manual pages of their own.
 //
 //go:embed reference/definition.md reference/kilnd.md
-var Reference embed.FS //nolint:gochecknoglobals // as go:embed wants it
+var Reference embed.FS

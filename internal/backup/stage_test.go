@@ -67,8 +67,16 @@ func TestKeysAreForTheirRecipientsOnly(t *testing.T) {
 func TestHostileKeysAreRefused(t *testing.T) {
 	o := newOrigin(t)
 	for _, h := range []tar.Header{
-		{Name: "api/../../outside"}, {Name: "../outside"}, {Name: "/etc/passwd"}, {Name: "ledger/ledger.db"}, {Name: "api/"}, {Name: "gateway/table"},
-		{Name: "api/.hidden"}, {Name: "api/link", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, {Name: "api/" + strings.Repeat("x", 600)}, {Name: "api/x", Uid: -1},
+		{Name: "api/../../outside"},
+		{Name: "../outside"},
+		{Name: "/etc/passwd"},
+		{Name: "ledger/ledger.db"},
+		{Name: "api/"},
+		{Name: "gateway/table"},
+		{Name: "api/.hidden"},
+		{Name: "api/link", Typeflag: tar.TypeSymlink, Linkname: "/etc"},
+		{Name: "api/" + strings.Repeat("x", 600)},
+		{Name: "api/x", Uid: -1},
 	} {
 		s := o.source(t, false)
 		dir, err := restore(t, withKeys(t, s, o.who, h), Unpacking{Identities: []age.Identity{o.who}})

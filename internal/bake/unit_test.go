@@ -27,11 +27,14 @@ func (s shelf) Put(_ context.Context, r io.Reader, _ kiln.Digest) (kiln.Digest, 
 	d := kiln.DigestOf(b)
 	return d, int64(len(b)), os.WriteFile(filepath.Join(s.dir, d.Hex()), b, 0o600)
 }
+
 func (s shelf) Open(d kiln.Digest) (*os.File, error) { return os.Open(filepath.Join(s.dir, d.Hex())) }
+
 func (s shelf) Has(d kiln.Digest) bool {
 	_, err := os.Stat(filepath.Join(s.dir, d.Hex()))
 	return err == nil
 }
+
 func (s shelf) Verify(_ context.Context, d kiln.Digest) error {
 	at := filepath.Join(s.dir, d.Hex())
 	if b, err := os.ReadFile(at); err != nil || kiln.DigestOf(b) == d {

@@ -74,7 +74,7 @@ func (p Program) Call(ctx context.Context, task string, request, answer any, fil
 // run runs a worker to its end and returns what it said.
 func (p Program) run(ctx context.Context, task string, question []byte, files []*os.File) ([]byte, error) {
 	var out, words bytes.Buffer
-	cmd := exec.CommandContext(ctx, p[0], append(p[1:len(p):len(p)], task)...) //nolint:gosec // our own program
+	cmd := exec.CommandContext(ctx, p[0], append(p[1:len(p):len(p)], task)...)
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = []string{}, "/", files
 	cmd.Stdout, cmd.Stderr = &capped{b: &out, left: maxAnswer}, &capped{b: &words, left: lastWords}
 	in, err := cmd.StdinPipe()
@@ -141,7 +141,7 @@ func Serve(ctx context.Context, do Task) error {
 	}()
 	files := make([]*os.File, a.Files)
 	for i := range files {
-		files[i] = os.NewFile(uintptr(firstFile+i), "file") //nolint:gosec // small numbers
+		files[i] = os.NewFile(uintptr(firstFile+i), "file")
 	}
 	answer, err := do(ctx, a.Request, files)
 	return json.NewEncoder(os.Stdout).Encode(reply(answer, err))

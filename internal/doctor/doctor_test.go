@@ -111,15 +111,18 @@ func TestChecks(t *testing.T) {
 		"enough memory":          {checkMemory, map[string]string{"proc/meminfo": "MemAvailable:  4000000 kB\n"}, nil, map[string]State{"memory": OK}},
 		"not installed":          {checkInstallation, nil, nil, map[string]State{"installation": OK}},
 		"installed, and running": {
-			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "active\n"},
+			checkInstallation, installation(),
+			map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "active\n"},
 			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd unit": OK, "kiln-keep unit": OK},
 		},
 		"installed, and ended": {
-			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "failed\n"},
+			checkInstallation, installation(),
+			map[string]string{"systemctl is-enabled": "enabled\n", "systemctl is-active": "failed\n"},
 			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd unit": Warn, "kiln-keep unit": Warn},
 		},
 		"installed, not at boot": {
-			checkInstallation, installation(), map[string]string{"systemctl is-enabled": "disabled\n", "systemctl is-active": "active\n"},
+			checkInstallation, installation(),
+			map[string]string{"systemctl is-enabled": "disabled\n", "systemctl is-active": "active\n"},
 			map[string]State{"installation": OK, "accounts": OK, "configuration": rooted(), "kilnd unit": Warn, "kiln-keep unit": Warn},
 		},
 		"installed without systemd, and without a user": {

@@ -114,7 +114,7 @@ func TestRequestsBeforeAHalfCloseAreAllAnswered(t *testing.T) {
 			t.Errorf("answer %d is %q", i, got)
 		}
 	}
-	if _, err := b.ReadByte(); err != io.EOF { //nolint:errorlint // an io.Reader's end is never wrapped
+	if _, err := b.ReadByte(); err != io.EOF {
 		t.Errorf("after the last: %v", err)
 	}
 }

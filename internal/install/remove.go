@@ -126,6 +126,7 @@ func (h *host) removalOf(e Entry, record Record, purge bool, busy processes) (St
 		return step, nil
 	case KindFolder:
 		return h.removalOfFolder(step, record, purge)
+	case KindFile, KindLink: // below
 	}
 	if !h.there(e.Name) {
 		return Step{}, nil

@@ -7,7 +7,7 @@ import (
 )
 
 //go:embed unit
-var units embed.FS //nolint:gochecknoglobals // as go:embed wants it
+var units embed.FS
 
 // defaultData is the data directory that kilnd has when nobody says another.
 const defaultData = "/var/lib/kiln"

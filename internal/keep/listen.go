@@ -87,7 +87,7 @@ func control(f *os.File, do func(fd int) error) error {
 		return err
 	}
 	var done error
-	if err := raw.Control(func(fd uintptr) { done = do(int(fd)) }); err != nil { //nolint:gosec // descriptors are small
+	if err := raw.Control(func(fd uintptr) { done = do(int(fd)) }); err != nil {
 		return err
 	}
 	return done

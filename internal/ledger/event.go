@@ -184,8 +184,8 @@ func (l *Ledger) Events(ctx context.Context, environment string, after int64, la
 		order, limit = "DESC", last
 	}
 	where, args := told(environment)
-	rows, err := l.files().read.QueryContext(ctx, //nolint:gosec // all parts are constants
-		"SELECT seq, environment, body FROM events WHERE "+where+" AND seq > ? ORDER BY seq "+order+" LIMIT ?", append(args, after, limit)...)
+	rows, err := l.files().read.QueryContext(ctx,
+		"SELECT seq, environment, body FROM events WHERE "+where+" AND seq > ? ORDER BY seq "+order+" LIMIT ?", append(args, after, limit)...) //nolint:gosec // all parts are constants
 	if err != nil {
 		return nil, l.noticed("read events", err)
 	}

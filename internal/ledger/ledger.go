@@ -211,7 +211,7 @@ func (f *files) prepare(ctx context.Context, t tables) error {
 }
 
 // errDamaged is wrapped by errors of records that are not what was written.
-var errDamaged = errors.New("it is not what was written") //nolint:gochecknoglobals // a sentinel
+var errDamaged = errors.New("it is not what was written")
 
 // isDamage says whether an error is of a file or record that is not what was
 // written. The ledger's own statements fit its schema: where SQLite finds them

@@ -331,7 +331,7 @@ func (l *Ledger) giveBack(ctx context.Context, _ int64) error {
 
 // drain steps a statement to its end.
 func drain(rows *sql.Rows) error {
-	for rows.Next() { //nolint:revive // each step gives a page back
+	for rows.Next() {
 	}
 	return errors.Join(rows.Err(), rows.Close())
 }

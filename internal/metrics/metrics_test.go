@@ -128,10 +128,10 @@ func TestLint(t *testing.T) {
 func check(t *testing.T, m *Metrics, want string) {
 	t.Helper()
 	lines := map[string]bool{}
-	for _, line := range strings.Split(text(t, m, nil), "\n") {
+	for line := range strings.SplitSeq(text(t, m, nil), "\n") {
 		lines[line] = true
 	}
-	for _, line := range strings.Split(strings.TrimSpace(want), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(want), "\n") {
 		if !lines[strings.TrimSpace(line)] {
 			t.Errorf("there is no %s", strings.TrimSpace(line))
 		}
@@ -292,14 +292,14 @@ func TestAScrapeDoesNotWaitForStorage(t *testing.T) {
 			}
 		}
 		want(1)
-		time.Sleep(usageFresh)
+		<-time.After(usageFresh)
 		want(1) // and new ones are asked for
 		want(1)
 		synctest.Wait()
 		if calls != 2 {
 			t.Errorf("it was measured %d times", calls)
 		}
-		time.Sleep(usageLimit + usageFresh) // the hanging one was given up
+		<-time.After(usageLimit + usageFresh) // the hanging one was given up
 		synctest.Wait()
 		want(1)
 		close(hang)

@@ -122,6 +122,7 @@ type entry struct {
 
 func file(name, body string) entry { return entry{name: name, body: body, sec: 1000} }
 func folderAt(name string) entry   { return entry{name: name, kind: tar.TypeDir, mode: 0o755, sec: 2000} }
+
 func symlink(name, to string) entry {
 	return entry{name: name, link: to, kind: tar.TypeSymlink, sec: 3000}
 }

@@ -105,7 +105,7 @@ func (c *Client) Backup(ctx context.Context, request BackupRequest) (*Download, 
 	if err != nil {
 		return nil, err
 	}
-	response, err := c.send(ctx, http.MethodPost, "backup", nil, typeJSON, bytes.NewReader(body)) //nolint:bodyclose // the caller closes it
+	response, err := c.send(ctx, http.MethodPost, "backup", nil, typeJSON, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

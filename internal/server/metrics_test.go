@@ -100,7 +100,7 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 		_, _ = io.Copy(io.Discard, response.Body)
 		_ = response.Body.Close()
 	}
-	if _, err := f.client.send(t.Context(), "BREW", "version", nil, "", nil); err != nil { //nolint:bodyclose // nothing follows
+	if _, err := f.client.send(t.Context(), "BREW", "version", nil, "", nil); err != nil {
 		t.Fatal(err)
 	}
 	f.stop() // answers are counted once they are written

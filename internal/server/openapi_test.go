@@ -367,6 +367,7 @@ func filled(t reflect.Type, depth int) reflect.Value {
 		v.SetUint(7)
 	case reflect.Float32, reflect.Float64:
 		v.SetFloat(0.5)
+	default: // no type of the API
 	}
 	return v
 }

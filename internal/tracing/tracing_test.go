@@ -39,7 +39,7 @@ type backend struct {
 func newBackend(t *testing.T) *backend {
 	t.Helper()
 	b := &backend{resource: map[string]string{}, counts: map[string]int{}}
-	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b.Server = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		var request collector.ExportTraceServiceRequest
 		if err == nil {
@@ -96,18 +96,19 @@ func (b *backend) tree() []string {
 }
 
 func describe(s *tracepb.Span) string {
-	text := s.GetName()
+	var text strings.Builder
+	text.WriteString(s.GetName())
 	for _, a := range s.GetAttributes() {
 		v := a.GetValue().GetStringValue()
 		if v == "" {
 			v = fmt.Sprint(a.GetValue().GetBoolValue())
 		}
-		text += " " + a.GetKey() + "=" + v
+		text.WriteString(" " + a.GetKey() + "=" + v)
 	}
 	if s.GetStatus().GetCode() == tracepb.Status_STATUS_CODE_ERROR {
-		text += " ERROR " + s.GetStatus().GetMessage()
+		text.WriteString(" ERROR " + s.GetStatus().GetMessage())
 	}
-	return text
+	return text.String()
 }
 
 func newTracer(t *testing.T, b *backend, s Settings) *Tracer {

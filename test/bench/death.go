@@ -85,7 +85,7 @@ func benchBoot(b *bench) {
 // onlyRuntime is a folder with the programs that instances need, and no other.
 func onlyRuntime(b *bench, r *rig.Rig) string {
 	dir := filepath.Join(r.Work, ".programs")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the keeper's, too
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		b.Fatalf("%v", err)
 	}
 	for _, name := range []string{"runc", "crun", "catatonit", "tini-static", "docker-init"} {

@@ -28,7 +28,7 @@ func main() {
 	size := flag.String("disk", "1g", "size of the data directory's file system, in memory")
 	flag.Parse()
 	if o.seed == 0 {
-		o.seed = rand.Uint64N(1_000_000) + 1 //nolint:gosec // to be read and typed by a person
+		o.seed = rand.Uint64N(1_000_000) + 1
 	}
 	met, err := once(o, *file, *size)
 	if err != nil {
@@ -45,7 +45,7 @@ func once(o order, file, size string) (met bool, err error) {
 		return false, errors.New("it runs containers and networks and needs root")
 	}
 	o.folder = filepath.Join(filepath.Dir(file), "chaos-logs")
-	if err := os.MkdirAll(o.folder, 0o755); err != nil { //nolint:gosec // a build folder
+	if err := os.MkdirAll(o.folder, 0o755); err != nil {
 		return false, fmt.Errorf("make a folder for the logs: %w", err)
 	}
 	d := &desk{}

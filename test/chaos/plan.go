@@ -59,7 +59,7 @@ const (
 
 // plan is the endless sequence of events of a seed.
 func plan(seed uint64) iter.Seq[event] {
-	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it must replay
+	random := rand.New(rand.NewPCG(seed, 0))
 	between := func(low, high time.Duration) time.Duration {
 		return low + time.Duration(random.Int64N(int64(high-low)))
 	}

@@ -144,5 +144,5 @@ func (r *report) write(path string) error {
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	return os.WriteFile(path, append(b, '\n'), 0o644) //nolint:gosec // in a build folder
+	return os.WriteFile(path, append(b, '\n'), 0o644)
 }

@@ -34,7 +34,7 @@ func writeInto(c *chaos, e event) error {
 		return err
 	}
 	// The file system knows only users of the instance's namespace.
-	command := exec.Command("sh", "-c", "echo planted >/proc/self/fd/3/planted") //nolint:noctx // it does not wait for anything
+	command := exec.Command("sh", "-c", "echo planted >/proc/self/fd/3/planted")
 	command.ExtraFiles = []*os.File{dir}
 	command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}}
 	if out, err := command.CombinedOutput(); err != nil {
@@ -50,7 +50,7 @@ func enter(c *chaos, e event) error {
 		return err
 	}
 	// --fork: the process is of the instance's process namespace.
-	command := exec.Command("nsenter", "--target", strconv.Itoa(i.PID), "--mount", "--net", "--pid", "--fork", "--", "/app") //nolint:noctx // it is ended below
+	command := exec.Command("nsenter", "--target", strconv.Itoa(i.PID), "--mount", "--net", "--pid", "--fork", "--", "/app")
 	command.Env = []string{"BAKE=" + e.For.String()}
 	if err := command.Start(); err != nil {
 		return err

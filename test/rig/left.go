@@ -26,7 +26,10 @@ func (r *Rig) Left() []string {
 		left = append(left, "process "+strconv.Itoa(pid)+" "+commandLine(pid))
 	}
 	for _, probe := range [][]string{
-		{"ip", "-o", "link"}, {"ip", "netns"}, {"nft", "list", "tables"}, {"cat", "/proc/mounts"},
+		{"ip", "-o", "link"},
+		{"ip", "netns"},
+		{"nft", "list", "tables"},
+		{"cat", "/proc/mounts"},
 		{"find", "/sys/fs/cgroup", "-maxdepth", "3", "-type", "d"},
 		// One that clears itself is only held by a mount namespace of somebody
 		// else's, made while it was mounted.
