@@ -134,6 +134,9 @@ func TestAWorkerWorksOnOpenFiles(t *testing.T) {
 	if b, err := os.ReadFile(out.Name()); err != nil || string(b) != "something" {
 		t.Errorf("%q %v", b, err)
 	}
+	if err := self(t).Call(t.Context(), "write", "where nobody asks for an answer", nil, in, out); err != nil {
+		t.Error(err)
+	}
 	// What is open for reading only stays so.
 	err = self(t).Call(t.Context(), "write", "", &n, in, in)
 	if k := (*kiln.Error)(nil); !errors.As(err, &k) || k.Code != kiln.CodeFailed {

@@ -40,8 +40,8 @@ type answered struct {
 	Error  *kiln.Error     `json:"error,omitempty"`
 }
 
-// Call has a task done by a process of its own and decodes into answer what it
-// says, also with an error of the task, which is a *kiln.Error. The process
+// Call has a task done by a process of its own and decodes into answer, unless
+// that is nil, what it says, also with an error of the task, which is a *kiln.Error. The process
 // uses the files by position or has them for itself. It ends with ctx.
 func (p Program) Call(ctx context.Context, task string, request, answer any, files ...*os.File) error {
 	body, err := json.Marshal(request)
@@ -60,7 +60,7 @@ func (p Program) Call(ctx context.Context, task string, request, answer any, fil
 	if err := json.Unmarshal(out, &a); err != nil {
 		return fmt.Errorf("answer of %s: %w", task, err)
 	}
-	if len(a.Answer) > 0 {
+	if answer != nil && len(a.Answer) > 0 {
 		if err := json.Unmarshal(a.Answer, answer); err != nil {
 			return fmt.Errorf("answer of %s: %w", task, err)
 		}
