@@ -3,6 +3,7 @@ package bake_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake"
+	"github.com/kilnproject/kiln/internal/bake/debian/strip"
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/store"
 )
 
@@ -71,7 +74,7 @@ func openShop(t *testing.T, dir string, change ...func(*bake.Options)) *shop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := bake.Options{Dir: filepath.Join(dir, "bake"), Store: s, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	o := bake.Options{Dir: filepath.Join(dir, "bake"), Store: s, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Worker: confine.Program{os.Args[0]}}
 	for _, f := range change {
 		f(&o)
 	}
@@ -210,6 +213,13 @@ func goldenDir(t *testing.T) string {
 var sharedDir string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == strip.Task { // the worker that the tests start
+		if err := confine.Serve(context.Background(), strip.Work); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv("KILN_TEST_BAKE_CHILD") != "" {
 		os.Exit(m.Run()) // to be killed: it must not leave a folder
 	}
