@@ -337,9 +337,13 @@ func (r *Rig) end() {
 	if r.current() == nil {
 		return // it could not be started
 	}
+	_, away := r.Try("status")
 	select {
-	case <-r.Ended(): // a test shut it down
+	case <-r.Ended(): // a test shut it down, or an upgrade started another
 	default:
+		away = nil
+	}
+	if away == nil {
 		if _, err := r.Try("shutdown", "--yes"); err != nil {
 			r.t.Logf("shutdown: %v\n%s", err, r.Log())
 		}
