@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // TestAClockThatJumpsEndsNothingAndKeepsNothing sets the clock of the wall by
@@ -25,18 +26,18 @@ func TestAClockThatJumpsEndsNothingAndKeepsNothing(t *testing.T) {
 				b.halt() // what it knows now is from the ledger
 				b.start()
 				b.settled()
-				pass(time.Minute)
+				kilntest.Pass(time.Minute)
 				offset.Store(int64(jump))
-				pass(28 * time.Minute)
+				kilntest.Pass(28 * time.Minute)
 				b.settled()
 				b.wantStates("preview-x", kiln.ReleaseParked, kiln.ReleaseLive)
-				pass(2 * time.Minute)
+				kilntest.Pass(2 * time.Minute)
 				b.settled()
 				b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
-				pass(71 * time.Hour)
+				kilntest.Pass(71 * time.Hour)
 				b.settled()
 				b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
-				pass(time.Hour)
+				kilntest.Pass(time.Hour)
 				b.settled()
 				b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseRetired)
 			})
@@ -54,10 +55,10 @@ func TestAClockThatWasSetBackWhileNobodyRanKeepsNothingForLonger(t *testing.T) {
 		b.halt()
 		b.clock = func() time.Time { return time.Now().Add(-10000 * time.Hour) }
 		b.start()
-		pass(31 * time.Minute)
+		kilntest.Pass(31 * time.Minute)
 		b.settled()
 		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
-		pass(72 * time.Hour)
+		kilntest.Pass(72 * time.Hour)
 		b.settled()
 		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseRetired)
 	})

@@ -222,13 +222,7 @@ func check(t *testing.T, err error) {
 }
 
 // settled waits until nothing moves.
-func (b *bench) settled() { pass(15 * time.Second) }
-
-// pass lets time go by in a test's bubble, and waits until nothing moves.
-func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // it is the bubble's time
-	synctest.Wait()
-}
+func (b *bench) settled() { kilntest.Pass(15 * time.Second) }
 
 // states are the releases' states by number, from 1.
 func (b *bench) states(environment string) []kiln.ReleaseState {

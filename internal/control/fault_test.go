@@ -148,7 +148,7 @@ func restartAt(t *testing.T, b *bench, label, name string, move func(*testing.T,
 		b.start()
 	}
 	b.settled()
-	pass(time.Minute)
+	kilntest.Pass(time.Minute)
 	b.settled()
 	b.wantWhole(name)
 	return fault.hit
@@ -267,7 +267,7 @@ func TestTheActionsOfEveryStepCanFail(t *testing.T) {
 						b.inject()
 						err := move(t, b)
 						b.settled()
-						if pass(time.Minute); fault.hit {
+						if kilntest.Pass(time.Minute); fault.hit {
 							hit.Store(step, true)
 						}
 						want := name
@@ -316,7 +316,7 @@ func TestARestartTouchesNothing(t *testing.T) {
 		if !slices.Contains(b.kinds(), "instance.died") {
 			t.Fatal("a death while the control plane was away is not in the history")
 		}
-		pass(31 * time.Minute)
+		kilntest.Pass(31 * time.Minute)
 		b.settled()
 		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseLive)
 	})

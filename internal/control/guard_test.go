@@ -88,7 +88,7 @@ func TestFleetsLeaveOnlyWhenTheirRequestsAreAnswered(t *testing.T) {
 				b.engineAs = engine
 				b.start()
 				leave(t, b)
-				pass(2 * time.Second)
+				kilntest.Pass(2 * time.Second)
 				for _, service := range []string{"web 2", "orders 2"} {
 					if b.running("production")[service] == 0 {
 						t.Fatalf("%s left with requests in flight: %v", service, b.running("production"))
@@ -98,7 +98,7 @@ func TestFleetsLeaveOnlyWhenTheirRequestsAreAnswered(t *testing.T) {
 					t.Fatal("the undone release left with requests in flight")
 				}
 				engine.set(0)
-				pass(200 * time.Millisecond)
+				kilntest.Pass(200 * time.Millisecond)
 				left := b.running("production")
 				gone := map[string]string{"rollback": "web 2", "down": "web 1", "undo": "web 3"}[name]
 				if left[gone] != 0 {
@@ -130,7 +130,7 @@ func TestNothingIsDoneThatTheLedgerDoesNotTake(t *testing.T) {
 			_, err := b.up(shop("production", "2"))
 			done <- err
 		}()
-		pass(10 * time.Second)
+		kilntest.Pass(10 * time.Second)
 		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
 		l.set(false)
 		check(t, <-done)

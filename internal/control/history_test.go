@@ -105,10 +105,10 @@ func TestADamagedLedgerRefusesChangesAndServesOn(t *testing.T) {
 			check(t, err)
 			alive := func(i kiln.Instance) bool { return i.State == kiln.InstanceReady }
 			check(t, b.engine.Kill(list[slices.IndexFunc(list, alive)].ID, kiln.Cause{Kind: kiln.CauseExited}))
-			pass(time.Second)
+			kilntest.Pass(time.Second)
 		}
 		check(t, b.engine.Apply(t.Context(), "production", nil, "somebody else"))
-		pass(time.Minute)
+		kilntest.Pass(time.Minute)
 		running := map[string]int{"web 2": 3, "orders 2": 2, "mailer 2": 1, "web 1": 1, "orders 1": 1}
 		for name, n := range running {
 			if got := b.running("production")[name]; got < n {
@@ -208,7 +208,7 @@ func TestWhatIsDesiredAndUnknownStays(t *testing.T) {
 			t.Errorf("problems %q", s.Problems)
 		}
 		l.set(false)
-		pass(time.Minute)
+		kilntest.Pass(time.Minute)
 		s, err = b.Status(t.Context())
 		check(t, err)
 		if len(s.Environments) != 2 || len(s.Problems) > 0 || len(b.engine.Table().Public) != public {
@@ -239,9 +239,9 @@ func TestWhatTheLedgerDoesNotTakeIsBounded(t *testing.T) {
 				for _, i := range f.Instances {
 					check(t, b.engine.Kill(i.ID, kiln.Cause{Kind: kiln.CauseExited}))
 				}
-				pass(100 * time.Millisecond)
+				kilntest.Pass(100 * time.Millisecond)
 			}
-			pass(time.Second)
+			kilntest.Pass(time.Second)
 		}
 		s, err := b.Status(t.Context())
 		check(t, err)
@@ -278,10 +278,10 @@ func TestAStormIsBounded(t *testing.T) {
 		for n := range 100_000 {
 			b.engine.Emit(kiln.Event{At: time.Now(), Environment: "production", Kind: fmt.Sprintf("kind.%d", n%10), Subject: fmt.Sprint(n), Message: strings.Repeat("x", 200)})
 			if n%200 == 0 {
-				pass(2 * time.Millisecond)
+				kilntest.Pass(2 * time.Millisecond)
 			}
 		}
-		pass(0)
+		kilntest.Pass(0)
 		if grown := heap() - before; grown > 16<<20 {
 			t.Errorf("the heap grew by %d MB", grown>>20)
 		}

@@ -71,7 +71,7 @@ func TestARunningRolloutIsShown(t *testing.T) {
 			_, err := b.up(shop("production", "1"))
 			done <- err
 		}()
-		pass(time.Second)
+		kilntest.Pass(time.Second)
 		s, err := b.Status(t.Context())
 		check(t, err)
 		if r := s.Environments[0].Rollout; r == nil || r.To != 1 || r.Step != "ready" {
@@ -91,7 +91,7 @@ func TestDriftIsMended(t *testing.T) {
 		b.mustUp(a)
 		b.settled()
 		check(t, b.engine.Apply(t.Context(), "production", nil, "somebody else"))
-		pass(time.Minute)
+		kilntest.Pass(time.Minute)
 		b.settled()
 		b.wantRunning("production", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
 		if !slices.Contains(b.kinds(), "drift.mended") {
@@ -232,7 +232,7 @@ func TestStorageKeepsWhatReleasesNeed(t *testing.T) {
 			b.mustUp(shop("production", fmt.Sprint(v)))
 			b.settled()
 		}
-		pass(11 * time.Minute)
+		kilntest.Pass(11 * time.Minute)
 		if len(images.keep.Bundles) != keptReleases || len(images.keep.Images) != 3*keptReleases || len(images.keep.Templates) != 6 {
 			t.Fatalf("keep %d bundles, %d images, %d templates", len(images.keep.Bundles), len(images.keep.Images), len(images.keep.Templates))
 		}

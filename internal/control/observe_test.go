@@ -85,7 +85,7 @@ func TestWorkIsObserved(t *testing.T) {
 		first := shop("production", "v1")
 		first.service("web").Rollout.Verify = []kiln.Verify{{Name: "home", HTTP: "/", Timeout: time.Second}}
 		b.mustUp(first)
-		pass(time.Minute)
+		kilntest.Pass(time.Minute)
 		want := []string{
 			"kiln up", "kiln up/parse", "kiln up/bake", "kiln up/bundle", "kiln up/release", "kiln up/rollout",
 			"kiln up/rollout/rollout step admit", "kiln up/rollout/rollout step start", "kiln up/rollout/rollout step ready",
@@ -120,7 +120,7 @@ func TestFailuresAreObservedWhereTheyHappened(t *testing.T) {
 		if _, err := b.up(shop("production", "v2")); err == nil {
 			b.t.Fatal("it went live")
 		}
-		pass(time.Minute)
+		kilntest.Pass(time.Minute)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		slices.Sort(w.failed)
@@ -136,10 +136,10 @@ func TestARolloutIsObservedAgainAfterARestart(t *testing.T) {
 	observed(t, func(b *bench, w *watcher, _ *placedEngine) {
 		b.engine.BehaveService("web", kilntest.Behaviour{Start: 8 * time.Second})
 		go func() { _, _ = b.up(shop("production", "v1")) }()
-		pass(4 * time.Second)
+		kilntest.Pass(4 * time.Second)
 		b.halt()
 		b.start()
-		pass(time.Minute)
+		kilntest.Pass(time.Minute)
 		again := 0
 		for _, name := range w.work() {
 			if strings.HasPrefix(name, "rollout/rollout step ready") {

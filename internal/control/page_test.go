@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 func TestReleasesComeInPages(t *testing.T) {
@@ -202,7 +203,7 @@ func TestAChangedBoundOfStorageHoldsAtOnce(t *testing.T) {
 		}
 		b.gate.RLock() // something is baked
 		b.SetStorageMax(20)
-		pass(5 * collectEvery / 100)
+		kilntest.Pass(5 * collectEvery / 100)
 		if c.want != -1 {
 			t.Error("collected while something is baked")
 		}

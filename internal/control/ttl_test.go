@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // preview is a shop that ends by itself.
@@ -19,15 +20,15 @@ func TestAnEnvironmentEndsItsTTLAfterTheLastRelease(t *testing.T) {
 		b.mustUp(shop("production", "1"))
 		b.mustUp(preview("1"))
 		b.settled()
-		pass(71 * time.Hour)
+		kilntest.Pass(71 * time.Hour)
 		b.mustUp(preview("2"))
 		b.settled()
 		b.halt() // a restart does not begin anew
 		b.start()
-		pass(71 * time.Hour)
+		kilntest.Pass(71 * time.Hour)
 		b.settled()
 		b.wantRunning("preview-x", map[string]int{"web 2": 3, "orders 2": 2, "mailer 2": 1})
-		pass(2 * time.Hour)
+		kilntest.Pass(2 * time.Hour)
 		b.settled()
 		b.wantRunning("preview-x", nil)
 		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseRetired)
@@ -54,13 +55,13 @@ func TestARollbackIsAReleaseThatGoesLive(t *testing.T) {
 		b.mustUp(preview("1"))
 		b.mustUp(preview("2"))
 		b.settled()
-		pass(48 * time.Hour)
+		kilntest.Pass(48 * time.Hour)
 		_, err := b.Rollback(t.Context(), RollbackRequest{Environment: "preview-x"}, nil)
 		check(t, err)
-		pass(48 * time.Hour)
+		kilntest.Pass(48 * time.Hour)
 		b.settled()
 		b.wantRunning("preview-x", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
-		pass(25 * time.Hour)
+		kilntest.Pass(25 * time.Hour)
 		b.settled()
 		b.wantRunning("preview-x", nil)
 	})
@@ -75,7 +76,7 @@ func TestAnotherTTLIsAnotherRelease(t *testing.T) {
 		if r, err := b.up(longer); err != nil || r.Nothing {
 			t.Fatalf("%+v, %v", r, err)
 		}
-		pass(100 * time.Hour)
+		kilntest.Pass(100 * time.Hour)
 		b.settled()
 		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
 	})

@@ -37,7 +37,7 @@ func TestUpReplacesAndParks(t *testing.T) {
 		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseParked, kiln.ReleaseLive)
 		b.wantRunning("production", map[string]int{"web 2": 3, "orders 2": 2, "web 3": 3, "orders 3": 2, "mailer 3": 1})
 
-		pass(31 * time.Minute)
+		kilntest.Pass(31 * time.Minute)
 		b.settled()
 		b.wantStates("production", kiln.ReleaseRetired, kiln.ReleaseRetired, kiln.ReleaseLive)
 		b.wantRunning("production", map[string]int{"web 3": 3, "orders 3": 2, "mailer 3": 1})
@@ -251,7 +251,7 @@ func TestAClientThatGoesAway(t *testing.T) {
 			_, err := b.Up(ctx, shop("production", "1").request(), nil)
 			done <- err
 		}()
-		pass(time.Second)
+		kilntest.Pass(time.Second)
 		cancel()
 		if err := <-done; err == nil {
 			t.Fatal("up waited for nobody")

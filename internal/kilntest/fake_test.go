@@ -31,12 +31,6 @@ func status(t *testing.T, f *Fake, fleet kiln.Fleet) kiln.FleetStatus {
 	return s
 }
 
-// pass lets time go by in a test's bubble, and waits until nothing moves.
-func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // it is the bubble's time
-	synctest.Wait()
-}
-
 func TestFakeKeepsTimeByTimersOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewFake()
@@ -45,11 +39,11 @@ func TestFakeKeepsTimeByTimersOnly(t *testing.T) {
 		if err := f.Apply(t.Context(), "production", []kiln.Fleet{web}, "release 1"); err != nil {
 			t.Fatal(err)
 		}
-		pass(59 * time.Second)
+		Pass(59 * time.Second)
 		if n := status(t, f, web).Ready(); n != 0 {
 			t.Fatalf("%d ready too early", n)
 		}
-		pass(time.Second)
+		Pass(time.Second)
 		if n := status(t, f, web).Ready(); n != 3 {
 			t.Fatalf("%d ready, want 3", n)
 		}
@@ -62,13 +56,13 @@ func TestFakeNeverReadyBacksOff(t *testing.T) {
 		f.BehaveService("web", Behaviour{StartFailed: "no such file"})
 		web := fleetOf("web", "1", 1)
 		_ = f.Apply(t.Context(), "production", []kiln.Fleet{web}, "release 1")
-		pass(time.Minute)
+		Pass(time.Minute)
 		s := status(t, f, web)
 		if n := len(s.Deaths); n < 10 || n > 20 || s.Deaths[0].Cause.Kind != kiln.CauseStartFailed {
 			t.Fatalf("%d deaths: %+v", n, s.Deaths)
 		}
 		_ = f.Apply(t.Context(), "production", nil, "down")
-		pass(time.Minute)
+		Pass(time.Minute)
 	})
 }
 

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // TestAFailedPublishIsTriedAgainLessAndLessOften: the pauses double, each
@@ -40,7 +42,7 @@ func TestAFailedPublishIsTriedAgainLessAndLessOften(t *testing.T) {
 		if err := p.publish(ctx); !errors.Is(err, fail) {
 			t.Fatal(err)
 		}
-		await(60 * time.Second)
+		kilntest.Pass(60 * time.Second)
 		// 0, 0.1, 0.3, 0.7, 1.5, 3.1, 6.3, 11.3, ..., 56.3 s
 		if len(runs) != 17 || runs[2] != 300*time.Millisecond || runs[7]-runs[6] != 5*time.Second {
 			t.Errorf("%d runs: %v", len(runs), runs)
@@ -53,14 +55,14 @@ func TestAFailedPublishIsTriedAgainLessAndLessOften(t *testing.T) {
 		if err := p.publish(ctx); !errors.Is(err, fail) {
 			t.Fatal(err)
 		}
-		await(time.Second)
+		kilntest.Pass(time.Second)
 		if len(runs) != 4 || runs[0] != 0 || runs[1] != firstRetry {
 			t.Errorf("after a request: %v", runs)
 		}
 		set(nil)
-		await(lastRetry)
+		kilntest.Pass(lastRetry)
 		set(nil)
-		await(time.Minute)
+		kilntest.Pass(time.Minute)
 		if len(runs) != 0 {
 			t.Errorf("after success: %v", runs)
 		}
@@ -73,10 +75,4 @@ func TestAFailedPublishIsTriedAgainLessAndLessOften(t *testing.T) {
 		cancel()
 		<-done
 	})
-}
-
-// await lets the bubble's clock go on.
-func await(d time.Duration) {
-	<-time.After(d)
-	synctest.Wait()
 }

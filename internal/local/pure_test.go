@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // TestMain looks for goroutines that outlive their owner, and gives the tests
@@ -122,12 +123,6 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-// pass lets time go by in a test's bubble, and waits until nothing moves.
-func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // it is the bubble's time
-	synctest.Wait()
-}
-
 func TestPublisherGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
@@ -149,7 +144,7 @@ func TestPublisherGathers(t *testing.T) {
 		if err := p.publish(ctx); err != nil {
 			t.Error(err)
 		}
-		pass(5 * time.Second)
+		kilntest.Pass(5 * time.Second)
 		if n := runs.Load(); n > 2 {
 			t.Errorf("%d runs for 101 requests at once", n)
 		}
@@ -159,7 +154,7 @@ func TestPublisherGathers(t *testing.T) {
 		}
 		broken.Store(false)
 		before := runs.Load()
-		pass(2 * time.Second) // and is tried again, unasked
+		kilntest.Pass(2 * time.Second) // and is tried again, unasked
 		if n := runs.Load() - before; n != 1 {
 			t.Errorf("%d runs after a failed one", n)
 		}

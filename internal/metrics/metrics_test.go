@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // fakeEngine has one service with two versions.
@@ -292,15 +293,14 @@ func TestAScrapeDoesNotWaitForStorage(t *testing.T) {
 			}
 		}
 		want(1)
-		<-time.After(usageFresh)
+		kilntest.Pass(usageFresh)
 		want(1) // and new ones are asked for
 		want(1)
 		synctest.Wait()
 		if calls != 2 {
 			t.Errorf("it was measured %d times", calls)
 		}
-		<-time.After(usageLimit + usageFresh) // the hanging one was given up
-		synctest.Wait()
+		kilntest.Pass(usageLimit + usageFresh) // the hanging one was given up
 		want(1)
 		close(hang)
 		synctest.Wait()

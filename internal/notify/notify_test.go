@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // history is a source in memory.
@@ -362,14 +363,14 @@ func TestOneThatIsAwayDelaysNoOther(t *testing.T) {
 		if w.behind("ops") != 2 || w.behind("chat") != 0 {
 			t.Errorf("waiting: %d and %d", w.behind("ops"), w.behind("chat"))
 		}
-		<-time.After(firstPause + 2*firstPause + 4*firstPause)
+		kilntest.Pass(firstPause + 2*firstPause + 4*firstPause)
 		w.same(4, len(w.told("ops"))) // at 0, 1, 3 and 7 seconds
-		<-time.After(time.Hour)
+		kilntest.Pass(time.Hour)
 		asked := len(w.told("ops"))
-		<-time.After(longestPause)
+		kilntest.Pass(longestPause)
 		w.same(asked+1, len(w.told("ops")))
 		w.answers(func(request) int { return 200 })
-		<-time.After(longestPause)
+		kilntest.Pass(longestPause)
 		got := w.told("ops")
 		w.same([]string{"1", "2"}, got[len(got)-2:])
 		w.mu.Lock()
@@ -394,7 +395,7 @@ func TestAnEventThatIsRefusedIsPassedOver(t *testing.T) {
 		_, stop := w.run(ops())
 		defer stop()
 		w.add(event("a.a", "bad"), event("a.a", "good"))
-		<-time.After(time.Hour)
+		kilntest.Pass(time.Hour)
 		want := append(slices.Repeat([]string{"bad"}, refusals), "good", "ops")
 		w.same(want, w.told("ops")) // the last says what was passed over
 		last := w.request(-1).message(t)
@@ -412,9 +413,9 @@ func TestTooManyRequestsIsNoRefusal(t *testing.T) {
 		_, stop := w.run(ops())
 		defer stop()
 		w.add(event("a.a", "1"))
-		<-time.After(10 * time.Hour)
+		kilntest.Pass(10 * time.Hour)
 		w.answers(func(request) int { return 200 })
-		<-time.After(longestPause)
+		kilntest.Pass(longestPause)
 		w.same(int64(0), w.passed())
 		w.same(int64(0), w.behind("ops"))
 	})
@@ -427,10 +428,10 @@ func TestWhatIsMissedIsBounded(t *testing.T) {
 		_, stop := w.run(ops())
 		defer stop()
 		w.add(event("a.a", "old"))
-		<-time.After(keptFor)
+		kilntest.Pass(keptFor)
 		w.add(event("a.a", "new"))
 		w.answers(func(request) int { return 200 })
-		<-time.After(longestPause)
+		kilntest.Pass(longestPause)
 		got := w.told("ops")
 		w.same([]string{"new", "ops"}, got[len(got)-2:])
 		w.same(int64(1), w.passed())
@@ -443,7 +444,7 @@ func TestWhatIsMissedIsBounded(t *testing.T) {
 		}
 		before := len(w.told("ops"))
 		w.answers(func(request) int { return 200 })
-		<-time.After(2 * longestPause)
+		kilntest.Pass(2 * longestPause)
 		// All but six, and twice that some were passed over: the first time made
 		// one more event that waits.
 		w.same(keptBack+5-6+2, len(w.told("ops"))-before)
@@ -475,8 +476,7 @@ func TestLossesOfLossesMakeNoEvents(t *testing.T) {
 		_, stop := w.run(ops())
 		defer stop()
 		w.add(event("a.a", "1"))
-		<-time.After(24 * time.Hour)
-		synctest.Wait()
+		kilntest.Pass(24 * time.Hour)
 		w.same(int64(2), w.newest()) // the event, and that it was passed over
 		w.same(int64(2), w.passed())
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 func TestTokens(t *testing.T) {
@@ -141,8 +142,7 @@ func TestWhatIsNoTokenIsSaid(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer end()
-		time.Sleep(time.Hour) //nolint:forbidigo // the bubble's clock
-		synctest.Wait()
+		kilntest.Pass(time.Hour)
 		if cause := context.Cause(within); cause == nil || !strings.Contains(cause.Error(), "token ci expired meanwhile") {
 			t.Errorf("a request that runs when the token expires: %v", cause)
 		}
@@ -177,7 +177,7 @@ func TestRequestsAreLimitedByTokenAndByAddress(t *testing.T) {
 		if n := count(caller{token: &other}, 1); n != 1 {
 			t.Error("another token is held up")
 		}
-		time.Sleep(time.Second) //nolint:forbidigo // the bubble's clock
+		kilntest.Pass(time.Second)
 		if n := count(who, 1000); n != tokenRate {
 			t.Errorf("%d requests in a second", n)
 		}
@@ -185,7 +185,7 @@ func TestRequestsAreLimitedByTokenAndByAddress(t *testing.T) {
 			t.Errorf("%d requests over the Unix socket", n)
 		}
 
-		time.Sleep(time.Minute) //nolint:forbidigo // the bubble's clock
+		kilntest.Pass(time.Minute)
 		var ends []func()
 		for range tokenAtOnce + 5 {
 			if _, end, err := a.begin(t.Context(), who); err == nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // scrape asks for metrics over TCP with a token, or none.
@@ -152,7 +153,7 @@ func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
 	context.AfterFunc(r.Context(), func() { _ = writer.CloseWithError(r.Context().Err()) })
 	go func() {
 		_, _ = fmt.Fprintf(writer, "{\"event\":{\"sequence\":%d}}\n", len(f.asked))
-		time.Sleep(silence - 1) //nolint:forbidigo // it is the bubble's time
+		<-time.After(silence - 1)
 		_, _ = writer.Write([]byte("\n"))
 	}()
 	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: reader}, nil
@@ -183,6 +184,6 @@ func TestAFollowedStreamGoesOnAfterSilence(t *testing.T) {
 		if took := time.Since(began); took != 2*silence-1 {
 			t.Errorf("it was taken up again after %s", took)
 		}
-		time.Sleep(silence) //nolint:forbidigo // until the network has ended
+		kilntest.Pass(silence) // until the network has ended
 	})
 }
