@@ -27,7 +27,7 @@ func pure() []string { return []string{"plan", "rollout", "analysis"} }
 
 // shared are small packages without processes or I/O policies of their own,
 // that any adapter may import.
-func shared() []string { return []string{"logs", "handoff", "hclfile", "confine"} }
+func shared() []string { return []string{"logs", "handoff", "hclfile", "confine", "durable"} }
 
 // file is what the rules look at.
 type file struct {
@@ -71,7 +71,7 @@ func forbidden(f file, imported string) string {
 	case f.pkg == "control":
 		return only(own, "control asks through interfaces that it declares", append(pure(), "control")...)
 	case f.pkg == "server":
-		return only(own, "the API knows control's types and nothing behind them", "control", "server")
+		return only(own, "the API knows control's types and nothing behind them", "control", "server", "durable")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
 			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade")

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 const (
@@ -105,10 +107,10 @@ func (a *authority) create(now time.Time) error {
 	if err := os.MkdirAll(a.dir, 0o700); err != nil {
 		return fmt.Errorf("make the local authority: %w", err)
 	}
-	if err := writeFile(filepath.Join(a.dir, "root.key"), encodePEM("PRIVATE KEY", secret), 0o600); err != nil {
+	if err := durable.Write(filepath.Join(a.dir, "root.key"), encodePEM("PRIVATE KEY", secret), 0o600); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(a.dir, "root.pem"), encodePEM("CERTIFICATE", der), 0o644); err != nil {
+	if err := durable.Write(filepath.Join(a.dir, "root.pem"), encodePEM("CERTIFICATE", der), 0o644); err != nil {
 		return err
 	}
 	a.root, a.key = root, key

@@ -2,12 +2,12 @@ package gateway
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 const tableFile = "table.json"
@@ -25,33 +25,6 @@ func readTable(name string) (kiln.Traffic, error) {
 	return t, nil
 }
 
-// writeFile replaces a file so that a reader, also after a power cut, sees the
-// old content or the new.
-func writeFile(name string, content []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() { _ = d.Close() }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return nil
-}
-
 // set takes a table: validates it, writes it down, and uses it.
 func (g *gateway) set(t kiln.Traffic) error {
 	if err := validate(t); err != nil {
@@ -66,7 +39,7 @@ func (g *gateway) set(t kiln.Traffic) error {
 	if err != nil {
 		return fmt.Errorf("write down table %d: %w", t.Generation, err)
 	}
-	if err := writeFile(filepath.Join(g.dir, tableFile), b, 0o600); err != nil {
+	if err := durable.Write(filepath.Join(g.dir, tableFile), b, 0o600); err != nil {
 		return kiln.Errorf(kiln.CodeFailed, "", "write down table %d: %w", t.Generation, err)
 	}
 	g.swap(t)

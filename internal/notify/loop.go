@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 const (
 	cursorSuffix = ".json"
-	unfinished   = ".new"
 	// saveEvery is after how many events that a receiver did not ask for its
 	// cursor is written; they would be looked at again after a restart.
 	saveEvery = 1000
@@ -260,34 +260,13 @@ func (l *loop) confess(ctx context.Context) {
 func (l *loop) save(ctx context.Context) {
 	text, err := json.Marshal(cursor{Sequence: l.at})
 	if err == nil {
-		err = writeDurable(l.path(), text)
+		err = durable.Write(l.path(), text, 0o600)
 	}
 	if err != nil {
 		l.log.ErrorContext(ctx, "how far the receiver was told was not saved", "error", err)
 		return
 	}
 	l.saved, l.savedAt, l.told = l.at, l.notifier.now(), false
-}
-
-// writeDurable replaces a file so that after a power cut it is the old or the
-// new one.
-func writeDurable(name string, text []byte) error {
-	f, err := os.OpenFile(name+unfinished, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(name+unfinished, name); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // pause waits, or returns ctx's error.

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 const (
@@ -179,7 +180,7 @@ func (n *Notifier) retain(wanted []Receiver, loops map[string]*running) {
 	}
 	for _, f := range files {
 		// One that is being written is of a receiver, too.
-		if name, ok := strings.CutSuffix(strings.TrimSuffix(f.Name(), unfinished), cursorSuffix); !ok || !names[name] {
+		if name, ok := strings.CutSuffix(strings.TrimPrefix(f.Name(), durable.Unfinished), cursorSuffix); !ok || !names[name] {
 			_ = os.Remove(filepath.Join(n.options.Dir, f.Name()))
 		}
 	}

@@ -515,7 +515,7 @@ func TestCursorsOfOthersGo(t *testing.T) {
 	if err := os.MkdirAll(w.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"ops.json", "ops.json.new", "gone.json", "gone.json.new", "other"} {
+	for _, name := range []string{"ops.json", ".new-ops.json", "gone.json", ".new-gone.json", "other"} {
 		if err := os.WriteFile(filepath.Join(w.dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -525,7 +525,7 @@ func TestCursorsOfOthersGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.same([]string{filepath.Join(w.dir, "ops.json"), filepath.Join(w.dir, "ops.json.new")}, left)
+	w.same([]string{filepath.Join(w.dir, ".new-ops.json"), filepath.Join(w.dir, "ops.json")}, left)
 }
 
 func TestTest(t *testing.T) {

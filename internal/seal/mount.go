@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 // errDamaged is a sealed file that is not what its record says.
@@ -163,7 +164,7 @@ func (s *Sealer) saveIdentity(key Key, is identity) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.mountRecordPath(key), b)
+	return durable.Write(s.mountRecordPath(key), b, 0o600)
 }
 
 // mountFile mounts an EROFS file that is open, not whatever has its name now:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 // The names of a seal's files, after its key.
@@ -70,7 +70,7 @@ func (s *Sealer) load(key Key) (record, error) {
 func (s *Sealer) save(key Key, r record) error {
 	b, err := json.Marshal(r)
 	if err == nil {
-		err = writeFile(s.recordPath(key), b)
+		err = durable.Write(s.recordPath(key), b, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("record seal: %w", err)
@@ -89,26 +89,4 @@ func hashFile(ctx context.Context, f *os.File) (kiln.Digest, int64, error) {
 	r := &contextReader{ctx, io.NewSectionReader(f, 0, info.Size())}
 	n, err := io.CopyBuffer(sum, struct{ io.Reader }{r}, make([]byte, 1<<20))
 	return digestOf(sum), n, err
-}
-
-// writeFile replaces a file so that a reader sees all of the old content or
-// all of the new.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // gone already once renamed
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
