@@ -74,11 +74,11 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server", "durable")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade")
+			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
 	case f.pkg == "install", f.pkg == "systemd", f.pkg == "upgrade":
-		return only(own, "it knows files and accounts, or systemd, or steps, and nothing else of Kiln", f.pkg)
+		return only(own, "it knows files and accounts, or systemd, or steps, and nothing else of Kiln", f.pkg, "durable")
 	case strings.HasPrefix(f.path, "cmd/kiln/") && imported == module+"/internal/bake/debian/strip":
 		return "" // small, and no more of baking than that
 	case strings.HasPrefix(f.path, "cmd/kiln/"):

@@ -96,7 +96,8 @@ type plane struct {
 	tracer    *tracing.Tracer
 	notifier  *notify.Notifier
 
-	workers confine.Program
+	program string          // the kiln executable
+	workers confine.Program // for what needs no privileges
 
 	reserve *reserve
 	ledger  *ledger.Ledger
@@ -117,11 +118,11 @@ type plane struct {
 // assemble makes the parts. What was made before an error is closed by close.
 func (p *plane) assemble(ctx context.Context) error {
 	s := p.settings.Load()
-	workers, err := workers()
+	program, err := findKiln()
 	if err != nil {
 		return err
 	}
-	p.workers = workers
+	p.program, p.workers = program, workers(program)
 	for _, make := range []func(context.Context) error{
 		p.openMetrics, p.openLedger, p.restoreMetrics, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
 	} {
@@ -194,12 +195,8 @@ func (p *plane) openSeals(context.Context) (err error) {
 	return err
 }
 
-func (p *plane) openKeeper(ctx context.Context) error {
-	program, err := findKiln()
-	if err != nil {
-		return err
-	}
-	p.keeper = &keeper{data: p.data, program: program, unit: os.Getenv(keeperUnit), log: p.log}
+func (p *plane) openKeeper(ctx context.Context) (err error) {
+	p.keeper = &keeper{data: p.data, program: p.program, unit: os.Getenv(keeperUnit), log: p.log}
 	if p.keep, err = p.keeper.dial(ctx); err != nil {
 		return err
 	}
@@ -217,7 +214,7 @@ func (p *plane) openKeeper(ctx context.Context) error {
 
 func (p *plane) openEngine(ctx context.Context) error {
 	s := p.settings.Load()
-	p.groups = openGroups(ctx, p.data, p.keeper.program, p.log)
+	p.groups = openGroups(ctx, p.data, p.program, p.log)
 	p.later(p.closeGroups)
 	return p.reserve.write(ctx, func() (err error) {
 		p.engine, err = local.New(ctx, local.Options{

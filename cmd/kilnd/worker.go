@@ -16,15 +16,11 @@ const (
 )
 
 // workers is the command that tasks for processes without privileges are
-// appended to.
-func workers() (confine.Program, error) {
-	program, err := findKiln()
-	if err != nil {
-		return nil, err
-	}
+// appended to. program is the kiln executable.
+func workers(program string) confine.Program {
 	uid, gid := strconv.Itoa(readerID), strconv.Itoa(readerID)
 	if u, err := user.Lookup(readerUser); err == nil && u.Uid != "0" && u.Gid != "0" {
 		uid, gid = u.Uid, u.Gid
 	}
-	return confine.Program{program, "launch", uid, gid, program, "work"}, nil
+	return confine.Program{program, "launch", uid, gid, program, "work"}
 }

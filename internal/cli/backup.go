@@ -14,6 +14,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/backup"
+	"github.com/kilnproject/kiln/internal/durable"
 	"github.com/kilnproject/kiln/internal/server"
 )
 
@@ -117,16 +118,7 @@ func (a *app) backUp(ctx context.Context, request server.BackupRequest, file str
 		_ = os.Remove(temporary)
 		return out, fileError(err)
 	}
-	return out, syncFolder(filepath.Dir(file))
-}
-
-// syncFolder makes the names in a folder durable.
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fileError(err)
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return out, durable.SyncFolder(filepath.Dir(file))
 }
 
 // download reads a backup while it is written, so that what is not whole is no

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 // phase is how far an instance's record says it is.
@@ -67,7 +68,7 @@ func writeQuick(path string, v any) error {
 	return nil
 }
 
-func replaceFile(path string, v any, durable bool) error {
+func replaceFile(path string, v any, lasting bool) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func replaceFile(path string, v any, durable bool) error {
 		return err
 	}
 	_, err = f.Write(b)
-	if durable {
+	if lasting {
 		err = errors.Join(err, f.Sync())
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
@@ -87,18 +88,10 @@ func replaceFile(path string, v any, durable bool) error {
 	if err := os.Rename(temp, path); err != nil {
 		return err
 	}
-	if !durable {
+	if !lasting {
 		return nil
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncFolder(filepath.Dir(path))
 }
 
 // readJSON reads a file into v; ok is false when it is not there.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 // Put writes a blob and returns its digest and size in bytes. When want is
@@ -142,7 +143,7 @@ func (b *Batch) publish() error {
 		b.store.touch(path)
 		b.staged = b.staged[1:]
 	}
-	return syncDir(filepath.Join(b.store.dir, "blobs", "sha256"))
+	return durable.SyncFolder(filepath.Join(b.store.dir, "blobs", "sha256"))
 }
 
 // Sync makes durable whatever was written below the store's folder by others,

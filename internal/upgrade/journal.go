@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/durable"
 )
 
 // step is what an upgrade is at: it was begun, and may be done.
@@ -103,14 +104,10 @@ func (j *journal) write() error {
 	if err != nil {
 		return err
 	}
-	path := journalPath(j.data)
-	if err := writeFile(path+".new", 0o600, func(f *os.File) error { _, err := f.Write(append(b, '\n')); return err }); err != nil {
+	if err := durable.Write(journalPath(j.data), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("record the upgrade: %w", err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("record the upgrade: %w", err)
-	}
-	return syncFolder(filepath.Dir(path))
+	return nil
 }
 
 // clear ends the upgrade: its record first, then the files that it kept.
@@ -118,7 +115,7 @@ func (j *journal) clear() error {
 	if err := os.Remove(journalPath(j.data)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("end the upgrade: %w", err)
 	}
-	if err := syncFolder(folder(j.data)); err != nil {
+	if err := durable.SyncFolder(folder(j.data)); err != nil {
 		return err
 	}
 	return os.RemoveAll(j.kept())
@@ -162,7 +159,7 @@ func (j *journal) stage(o Options) error {
 	} else if err := errors.Join(copyProgram(o.New.Kiln, j.new().Kiln), copyProgram(o.New.Kilnd, j.new().Kilnd)); err != nil {
 		return err
 	}
-	return errors.Join(keepProgram(old.Kiln, j.old().Kiln), keepProgram(old.Kilnd, j.old().Kilnd), syncFolder(filepath.Dir(j.old().Kiln)), syncFolder(filepath.Dir(j.new().Kiln)))
+	return errors.Join(keepProgram(old.Kiln, j.old().Kiln), keepProgram(old.Kilnd, j.old().Kilnd), durable.SyncFolder(filepath.Dir(j.old().Kiln)), durable.SyncFolder(filepath.Dir(j.new().Kiln)))
 }
 
 // keepProgram gives an executable a second name, or copies it.
@@ -188,8 +185,12 @@ func copyProgram(from, to string) error {
 	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 		return kiln.Errorf(kiln.CodeInvalid, "chmod +x "+from, "%s is not an executable file", from)
 	}
-	err = writeFile(to, 0o755, func(f *os.File) error { _, err := io.Copy(f, in); return err })
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o755)
 	if err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	_, err = io.Copy(out, in)
+	if err := errors.Join(err, out.Chmod(0o755), out.Sync(), out.Close()); err != nil {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
 	return nil
@@ -205,22 +206,5 @@ func (j *journal) put(from Programs) error {
 			return fmt.Errorf("put %s in its place: %w", filepath.Base(pair[1]), err)
 		}
 	}
-	return syncFolder(filepath.Dir(j.Place.Kiln))
-}
-
-// writeFile writes a file that is on the disk then.
-func writeFile(path string, mode os.FileMode, fill func(*os.File) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
-	if err != nil {
-		return err
-	}
-	return errors.Join(fill(f), f.Chmod(mode), f.Sync(), f.Close())
-}
-
-func syncFolder(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", path, err)
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return durable.SyncFolder(filepath.Dir(j.Place.Kiln))
 }

@@ -293,7 +293,7 @@ func TestTwoUpgradesAtOnceAreRefused(t *testing.T) {
 		t.Error(err)
 	}
 	// Who starts a control plane waits for none.
-	if err := writeFile(journalPath(w.dir), 0o600, func(*os.File) error { return nil }); err != nil {
+	if err := os.WriteFile(journalPath(w.dir), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if was, err := Resume(t.Context(), w.dir, w, false, w.report); was || err != nil {
