@@ -95,10 +95,33 @@ func (c *Control) Events(ctx context.Context, q EventQuery, emit func(kiln.Event
 		}
 		q.After = max(q.After, after)
 	}
+	if err := c.emitEvents(ctx, &q, emit); err != nil || !q.Follow {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-added:
+			if !ok {
+				return nil
+			}
+		}
+		if err := c.emitEvents(ctx, &q, emit); err != nil {
+			return err
+		}
+	}
+}
+
+// emitEvents emits what there is after q.After, and moves that.
+func (c *Control) emitEvents(ctx context.Context, q *EventQuery, emit func(kiln.Event) error) error {
 	for {
 		page, err := c.ledger.Events(ctx, q.Environment, q.After, 0)
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
+		}
+		if len(page) == 0 {
+			return nil
 		}
 		for _, e := range page {
 			q.After = e.Sequence
@@ -107,20 +130,6 @@ func (c *Control) Events(ctx context.Context, q EventQuery, emit func(kiln.Event
 			}
 			if err := emit(e); err != nil {
 				return err
-			}
-		}
-		switch {
-		case len(page) > 0:
-			continue // there may be another page
-		case !q.Follow:
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-added:
-			if !ok {
-				return nil
 			}
 		}
 	}

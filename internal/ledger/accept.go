@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -236,6 +238,25 @@ func (s *salvage) readable(ctx context.Context, from, to int64, put func(entry))
 
 // copyTable puts the best of what there is of each row into the new file.
 func (s *salvage) copyTable(ctx context.Context, t *table) error {
+	best, err := s.best(ctx, t)
+	if err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(slices.Collect(maps.Values(best)), batchSize) {
+		if err := s.put(ctx, t, batch); err != nil {
+			return err
+		}
+	}
+	for key := range best {
+		s.rows++
+		delete(s.found.expects, string(t.kind)+key)
+	}
+	return nil
+}
+
+// best reads a table and its twin, and keeps of each row what the chain has of
+// it, else one that is whole.
+func (s *salvage) best(ctx context.Context, t *table) (map[string]row, error) {
 	best := map[string]row{}
 	for source := t; source != nil; source = source.twin {
 		s.failures = 0
@@ -246,32 +267,22 @@ func (s *salvage) copyTable(ctx context.Context, t *table) error {
 			}
 		})
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	batch := make([]row, 0, batchSize)
-	flush := func() error {
-		err := s.to.update(ctx, func(ctx context.Context, w *writing) error {
-			for _, r := range batch {
-				if err := w.put(ctx, t, r.values...); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		batch = batch[:0]
-		return err
-	}
-	for key, r := range best {
-		s.rows++
-		delete(s.found.expects, string(t.kind)+key)
-		if batch = append(batch, r); len(batch) == batchSize {
-			if err := flush(); err != nil {
+	return best, nil
+}
+
+// put writes rows into the new file.
+func (s *salvage) put(ctx context.Context, t *table, batch []row) error {
+	return s.to.update(ctx, func(ctx context.Context, w *writing) error {
+		for _, r := range batch {
+			if err := w.put(ctx, t, r.values...); err != nil {
 				return err
 			}
 		}
-	}
-	return flush()
+		return nil
+	})
 }
 
 // expected says whether a row is what the chain has of it.
@@ -320,35 +331,47 @@ func (s *salvage) settleRows(ctx context.Context) error {
 				}
 			}
 		}
-		rows, err := w.tx.QueryContext(ctx, "SELECT environment, max(number) FROM releases GROUP BY environment")
+		highest, err := w.highest(ctx)
 		if err != nil {
 			return err
 		}
-		highest := map[string]int64{}
-		for rows.Next() {
-			var name string
-			var number int64
-			if err := rows.Scan(&name, &number); err != nil {
-				return errors.Join(err, rows.Close())
-			}
-			highest[name] = number
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			return err
-		}
 		for name, number := range highest {
-			have, found, err := w.get(ctx, s.to.tables.numbers, name)
-			if err != nil {
+			if err := w.numberAbove(ctx, name, number); err != nil {
 				return err
-			}
-			if !found || have.values[1].(int64) <= number {
-				if err := w.put(ctx, s.to.tables.numbers, name, number+1); err != nil {
-					return err
-				}
 			}
 		}
 		return nil
 	})
+}
+
+// highest are the highest numbers of releases, by environment.
+func (w *writing) highest(ctx context.Context) (map[string]int64, error) {
+	rows, err := w.tx.QueryContext(ctx, "SELECT environment, max(number) FROM releases GROUP BY environment")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what ended it early is in rows.Err
+	highest := map[string]int64{}
+	for rows.Next() {
+		var name string
+		var number int64
+		if err := rows.Scan(&name, &number); err != nil {
+			return nil, err
+		}
+		highest[name] = number
+	}
+	return highest, rows.Err()
+}
+
+// numberAbove sees that the next release of an environment has a number above
+// another.
+func (w *writing) numberAbove(ctx context.Context, name string, number int64) error {
+	numbers := w.l.tables.numbers
+	have, found, err := w.get(ctx, numbers, name)
+	if err != nil || found && have.values[1].(int64) > number {
+		return err
+	}
+	return w.put(ctx, numbers, name, number+1)
 }
 
 // tell writes down what is damaged in the new file, too, and who went on.

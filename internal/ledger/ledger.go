@@ -16,9 +16,10 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/kilnproject/kiln"
 	"modernc.org/sqlite" // the driver
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/kilnproject/kiln"
 )
 
 // Ledger is an open history. Its methods may be called at once; one process

@@ -115,25 +115,29 @@ func (l *Ledger) anchorAgain(ctx context.Context, t *table, point int64) error {
 		if len(batch) == 0 {
 			continue
 		}
-		err = l.update(ctx, func(ctx context.Context, w *writing) error {
-			for _, stale := range batch {
-				r, found, err := w.get(ctx, t, stale.values...)
-				if err != nil {
-					return err
-				}
-				if !found || r.anchor > point || r.final() {
-					continue
-				}
-				if err := w.put(ctx, t, r.values...); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err = l.update(ctx, func(ctx context.Context, w *writing) error { return w.anchorAgain(ctx, batch, point) })
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// anchorAgain writes the rows with those keys once more, unless they were
+// changed meanwhile.
+func (w *writing) anchorAgain(ctx context.Context, keys []row, point int64) error {
+	for _, stale := range keys {
+		r, found, err := w.get(ctx, stale.table, stale.values...)
+		if err != nil {
+			return err
+		}
+		if !found || r.anchor > point || r.final() {
+			continue
+		}
+		if err := w.put(ctx, r.table, r.values...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keysOf keeps the keys of the rows that are chosen.
