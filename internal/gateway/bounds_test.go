@@ -49,7 +49,7 @@ func TestASlowPeerIsToldFromOneThatStandsStill(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	up, err := connectTo(t.Context(), netip.MustParseAddrPort(l.Addr().String()), time.Second)
+	up, err := connectTo(t.Context(), netip.MustParseAddrPort(l.Addr().String()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,13 +190,10 @@ func newH2(t *testing.T, address string, settings ...http2.Setting) *rawH2 {
 	return h
 }
 
-func (h *rawH2) request(id uint32, method, path string, more ...string) {
+func (h *rawH2) request(id uint32, method, path string) {
 	h.block.Reset()
 	for _, f := range [][2]string{{":method", method}, {":path", path}, {":authority", "web.test"}, {":scheme", "http"}} {
 		_ = h.fields.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
-	}
-	for i := 0; i < len(more); i += 2 {
-		_ = h.fields.WriteField(hpack.HeaderField{Name: more[i], Value: more[i+1]})
 	}
 	_ = h.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: h.block.Bytes(), EndStream: method == "GET", EndHeaders: true})
 }
@@ -311,7 +308,7 @@ func deaf(t *testing.T, address netip.AddrPort) {
 	}
 	for { // the queue takes a few
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		c, err := connectTo(ctx, address, time.Second)
+		c, err := connectTo(ctx, address)
 		cancel()
 		if err != nil {
 			return

@@ -319,24 +319,10 @@ func (x *exchange) failed(err error, safe bool) (no *refusal, again bool) {
 
 // attempt sends the request on x.up and reads the head of its answer.
 func (x *exchange) attempt() error {
-	c, up := x.c, x.up
-	if c.arm(c.g.limits.Answer); x.stream {
-		c.arm(c.g.limits.Body)
-	}
-	if x.stream {
-		if n, err := up.Write(c.out); err != nil {
-			if n == 0 {
-				err = errors.Join(errUnsent, err)
-			}
-			return err
-		}
-		x.upload = c.startUpload(up)
-	} else if err := up.ask(c.out); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errNoAnswer
-		}
+	if err := x.send(); err != nil {
 		return err
 	}
+	c := x.c
 	for {
 		if err := x.readHead(); err != nil {
 			return err
@@ -351,6 +337,28 @@ func (x *exchange) attempt() error {
 			return err
 		}
 	}
+}
+
+// send sends the request, of one with a long body the head.
+func (x *exchange) send() error {
+	c, up := x.c, x.up
+	if !x.stream {
+		c.arm(c.g.limits.Answer)
+		err := up.ask(c.out)
+		if errors.Is(err, io.EOF) {
+			err = errNoAnswer
+		}
+		return err
+	}
+	c.arm(c.g.limits.Body)
+	if n, err := up.Write(c.out); err != nil {
+		if n == 0 {
+			err = errors.Join(errUnsent, err)
+		}
+		return err
+	}
+	x.upload = c.startUpload(up)
+	return nil
 }
 
 // readHead reads the head of an answer into c.resp, and holds it.

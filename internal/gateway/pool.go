@@ -56,7 +56,7 @@ func (p *pool) get(ctx context.Context, repeatable, fresh bool) (*upstream, erro
 			return u, nil
 		}
 	}
-	c, err := connectTo(ctx, p.address, connectTimeout)
+	c, err := connectTo(ctx, p.address)
 	if err != nil {
 		return nil, err
 	}

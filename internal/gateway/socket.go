@@ -51,8 +51,8 @@ func boundUnheard(c syscall.RawConn) error {
 }
 
 // connectTo opens a connection to an instance.
-func connectTo(ctx context.Context, address netip.AddrPort, limit time.Duration) (*net.TCPConn, error) {
-	d := net.Dialer{Timeout: limit, Control: func(_, _ string, c syscall.RawConn) error {
+func connectTo(ctx context.Context, address netip.AddrPort) (*net.TCPConn, error) {
+	d := net.Dialer{Timeout: connectTimeout, Control: func(_, _ string, c syscall.RawConn) error {
 		return errors.Join(boundUnsent(c), boundUnheard(c))
 	}}
 	return d.DialTCP(ctx, "tcp", netip.AddrPort{}, address)

@@ -37,7 +37,7 @@ func (h *h2cPool) roundTrip(p *pool, r *http.Request) (*http.Response, error) {
 			PingTimeout:        p.g.limits.Answer,
 			IdleConnTimeout:    idleUpstream,
 			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-				c, err := connectTo(ctx, p.address, connectTimeout)
+				c, err := connectTo(ctx, p.address)
 				if err != nil {
 					return nil, errors.Join(errConnect, err)
 				}

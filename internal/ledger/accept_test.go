@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -13,11 +12,6 @@ import (
 
 	"github.com/kilnproject/kiln"
 )
-
-func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
-	t.Helper()
-	return context.WithCancel(t.Context())
-}
 
 func TestAcceptGoesOnWithWhatCanBeRead(t *testing.T) {
 	for name, damage := range map[string]string{

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -408,7 +409,7 @@ func TestTendFindsDamageAndTells(t *testing.T) {
 	l = openAt(t, path)
 	logged := make(chan string, 100)
 	log := slog.New(slog.NewTextHandler(writer(func(b []byte) { logged <- string(b) }), nil))
-	ctx, stop := contextOf(t)
+	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); l.Tend(ctx, Care{Keep: func() int64 { return 5 }, Log: log}) }()
 	for line := range logged {
@@ -429,7 +430,7 @@ func TestAnotherBoundHoldsAtOnce(t *testing.T) {
 	var keep atomic.Int64
 	keep.Store(1000)
 	changed := make(chan struct{}) // what is taken from it ends what came before
-	ctx, stop := contextOf(t)
+	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

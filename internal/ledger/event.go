@@ -110,7 +110,7 @@ func (w *writing) append(ctx context.Context) error {
 	}
 	entries[0].rows = w.rows
 	w.rows, w.events = nil, nil
-	insert, err := w.statement(ctx, insertEntry)
+	insert, err := w.statement(ctx, insertEntry) //nolint:sqlclosecheck // it is closed with the transaction
 	if err != nil {
 		return err
 	}

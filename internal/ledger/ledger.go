@@ -201,7 +201,7 @@ func (f *files) prepare(ctx context.Context, t tables) error {
 		all = append(all, one.put, one.find)
 	}
 	for _, query := range all {
-		s, err := f.write.PrepareContext(ctx, query)
+		s, err := f.write.PrepareContext(ctx, query) //nolint:sqlclosecheck // files.close does it
 		if err != nil {
 			clear(f.prepared)
 			return err

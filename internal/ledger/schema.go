@@ -21,7 +21,10 @@ type migration struct {
 // migrations are the steps from an empty file to the present schema. A step
 // that was released never changes; schema n is the result of the first n.
 func migrations() []migration {
-	return []migration{{script: `
+	return []migration{{script: schema1}, {script: schema2}, {script: schema3, then: anchorAll}}
+}
+
+const schema1 = `
 CREATE TABLE events (
 	seq         INTEGER PRIMARY KEY,
 	schema      INTEGER NOT NULL,
@@ -76,9 +79,13 @@ CREATE TABLE settings (
 	name  TEXT PRIMARY KEY,
 	value BLOB NOT NULL
 ) STRICT;
-`}, {script: `
+`
+
+const schema2 = `
 ALTER TABLE releases ADD COLUMN live_at TEXT NOT NULL DEFAULT '';
-`}, {script: `
+`
+
+const schema3 = `
 -- From event schema 2 on an entry holds the digests of the rows that changed
 -- with it, its body has no environment, and its prev is empty: it is the hash
 -- of the entry before it. An entry with an empty body tells of rows only.
@@ -121,8 +128,7 @@ CREATE TABLE accepted (
 	anchor      INTEGER NOT NULL,
 	digest      BLOB    NOT NULL
 ) STRICT;
-`, then: anchorAll}}
-}
+`
 
 // mark is in the file's application_id beside the schema's number, which is in
 // its user_version: one that was changed by accident is found so. It says

@@ -184,7 +184,7 @@ func (w *writing) statement(ctx context.Context, query string) (*sql.Stmt, error
 // get reads a row by its key. One that is not what was written is an error:
 // nothing is written over it.
 func (w *writing) get(ctx context.Context, t *table, key ...any) (r row, found bool, err error) {
-	s, err := w.statement(ctx, t.find)
+	s, err := w.statement(ctx, t.find) //nolint:sqlclosecheck // it is closed with the transaction
 	if err != nil {
 		return row{}, false, err
 	}
@@ -209,7 +209,7 @@ func (w *writing) put(ctx context.Context, t *table, values ...any) error {
 	r := row{table: t, values: values, anchor: w.l.tip.seq + 1}
 	sum := r.sum()
 	for one := t; one != nil; one = one.twin {
-		s, err := w.statement(ctx, one.put)
+		s, err := w.statement(ctx, one.put) //nolint:sqlclosecheck // it is closed with the transaction
 		if err != nil {
 			return err
 		}

@@ -167,13 +167,7 @@ func (e *Engine) publishTable(ctx context.Context) error {
 		if err := e.shelf.Set(addresses); err != nil {
 			return err
 		}
-		err := e.Keeper.Listen(ctx, both)
-		if err != nil && len(both) > len(want) {
-			// What goes may be in the way of what comes: another address of
-			// the same port.
-			err = e.Keeper.Listen(ctx, want)
-		}
-		if err != nil {
+		if err := e.openSockets(ctx, both, want); err != nil {
 			if moved, failed := e.evade(err, want); moved || failed != nil {
 				return errors.Join(failed, e.publishTable(ctx))
 			}
@@ -195,6 +189,16 @@ func (e *Engine) publishTable(ctx context.Context) error {
 	e.listeners = want // written with e.listening held, too
 	e.public = e.public || len(t.HTTP) > 0
 	return nil
+}
+
+// openSockets has the keeper listen on what is wanted and on what was before
+// or, where that is in the way of what comes, on what is wanted alone.
+func (e *Engine) openSockets(ctx context.Context, both, want []string) error {
+	err := e.Keeper.Listen(ctx, both)
+	if err != nil && len(both) > len(want) {
+		err = e.Keeper.Listen(ctx, want)
+	}
+	return err
 }
 
 // nextTraffic is the table with the addresses of the moment. e.mu is held.

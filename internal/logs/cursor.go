@@ -97,30 +97,47 @@ func (c *cursor) readLine() ([]byte, error) {
 		if c.atEnd() {
 			return nil, io.EOF
 		}
-		chunk, err := c.buf.ReadSlice('\n')
-		c.pos += int64(len(chunk))
-		if !c.long {
-			c.part = append(c.part, chunk...)
-		}
-		switch {
-		case err == nil:
-			line, whole := c.part, !c.long
-			c.part, c.long = c.part[:0], false
-			if whole {
-				return bytes.TrimSuffix(line, []byte("\n")), nil
-			}
-		case errors.Is(err, bufio.ErrBufferFull):
-			if len(c.part) > maxEncoded {
-				c.part, c.long = c.part[:0], true
-			}
-		case errors.Is(err, io.EOF):
-			if err := c.advance(); err != nil {
-				return nil, err
-			}
-		default:
+		ended, err := c.readPart()
+		if err != nil {
 			return nil, err
 		}
+		if !ended {
+			continue
+		}
+		if line, whole := c.finish(); whole {
+			return line, nil
+		}
 	}
+}
+
+// readPart reads on in the line, into the next file where one ends. It tells
+// whether the line has ended.
+func (c *cursor) readPart() (ended bool, err error) {
+	chunk, err := c.buf.ReadSlice('\n')
+	c.pos += int64(len(chunk))
+	if !c.long {
+		c.part = append(c.part, chunk...)
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, bufio.ErrBufferFull):
+		if len(c.part) > maxEncoded {
+			c.part, c.long = c.part[:0], true
+		}
+		return false, nil
+	case errors.Is(err, io.EOF):
+		return false, c.advance()
+	default:
+		return false, err
+	}
+}
+
+// finish takes the line that was read; one that was too long is not whole.
+func (c *cursor) finish() (line []byte, whole bool) {
+	line, whole = bytes.TrimSuffix(c.part, []byte("\n")), !c.long
+	c.part, c.long = c.part[:0], false
+	return line, whole
 }
 
 // openFirst starts with the oldest file.

@@ -34,7 +34,7 @@ const trailerError = "Kiln-Error"
 func (a *api) backup(w http.ResponseWriter, r *http.Request) {
 	r = withResponse(w, r)
 	d := &download{w: w, response: callOf(r).response}
-	err := a.guard(r, func() error {
+	err := a.guard(r, func() error { //nolint:contextcheck // r has it
 		request, err := decode[BackupRequest](a, r)
 		if err != nil {
 			return err

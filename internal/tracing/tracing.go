@@ -126,6 +126,8 @@ func limits() sdk.SpanLimits {
 }
 
 // end sends what waits, for a moment, and ends a provider.
+//
+//nolint:contextcheck // that goes on when the caller is done
 func (t *Tracer) end(p *provider) {
 	if p == nil {
 		return

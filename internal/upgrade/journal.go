@@ -185,7 +185,7 @@ func copyProgram(from, to string) error {
 	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 		return kiln.Errorf(kiln.CodeInvalid, "chmod +x "+from, "%s is not an executable file", from)
 	}
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o755)
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o755) //nolint:gosec // the gateway's user executes it
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
