@@ -64,9 +64,30 @@ type Baked struct {
 	Inputs Digest `json:"inputs"`
 	// Debs are the .deb files that a rebuild needs, sorted.
 	Debs []Digest `json:"debs,omitempty"`
+	// Materials are what the image was made from, sorted by kind, then name.
+	Materials []Material `json:"materials,omitempty"`
 	// Cached is true when the inputs had been baked before.
 	Cached bool          `json:"cached"`
 	Took   time.Duration `json:"took"`
+}
+
+// MaterialKind is what a material is.
+type MaterialKind string
+
+// The kinds of materials.
+const (
+	MaterialImage      MaterialKind = "image"      // a base, or what COPY --from reads: a manifest
+	MaterialPackage    MaterialKind = "package"    // a .deb file
+	MaterialContext    MaterialKind = "context"    // the visible files of a context, as a tree
+	MaterialDockerfile MaterialKind = "dockerfile" // its text
+)
+
+// Material is something that an image was made from.
+type Material struct {
+	Kind   MaterialKind `json:"kind"`
+	Name   string       `json:"name"`          // as the definition or the Dockerfile says it
+	URI    string       `json:"uri,omitempty"` // where it came from, where that is known
+	Digest Digest       `json:"digest"`
 }
 
 // Progress is one line of news from a long operation. Step groups the lines
