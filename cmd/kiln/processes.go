@@ -138,6 +138,9 @@ func gatewayCommand() *cobra.Command {
 			if err := confine.ToFolders(gatewayReads(), []string{"."}); err != nil {
 				return err
 			}
+			if err := keep.AwaitTurn(os.Stdin); err != nil {
+				return nil //nolint:nilerr // the keeper ended, or needs it no more
+			}
 			return gateway.Run(command.Context(), gateway.Options{Dir: ".", Log: logger()})
 		},
 	}

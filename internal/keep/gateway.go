@@ -39,10 +39,11 @@ type gateway struct {
 	news      chan struct{}       // closed and made anew when delivered grows
 	wake      chan struct{}       // holds one when wanted grew
 	running   *started            // the gateway that runs
+	spare     *child              // waits for its turn; nil for none
 	starts    int
 
 	orphans  orphans
-	spawning sync.Mutex // from a gateway's start until it is in the journal
+	spawning sync.Mutex // from a gateway's turn until it is in the journal, and while a spare is started
 }
 
 func newGateway(k *keeper, dir string) (*gateway, error) {
@@ -315,6 +316,7 @@ func (g *gateway) run(ctx context.Context) {
 	defer func() { _ = g.socket.Close(); _ = g.control.Close() }()
 	defer g.orphans.kill()
 	defer g.orphans.ending.Wait()
+	defer g.dismiss()
 	for quick := 0; ctx.Err() == nil; {
 		began := time.Now()
 		if err := g.once(ctx); err != nil && ctx.Err() == nil {
@@ -337,37 +339,33 @@ func (g *gateway) run(ctx context.Context) {
 
 // once runs one gateway to its end.
 func (g *gateway) once(ctx context.Context) error {
-	conn, child, err := handoff.Pair()
+	c, err := g.next()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	pid, ended, err := g.begin(child)
-	_ = child.Close()
-	if err != nil {
-		return err
-	}
+	defer func() { _ = c.conn.Close() }()
 	feeding := make(chan error, 1)
 	fctx, stop := context.WithCancel(ctx)
 	defer stop()
 	fed := func() {
 		g.orphans.end(ctx, func() { g.journal.append(record{Orphans: &[]started{}}) })
+		g.prepare()
 	}
-	go func() { feeding <- g.feed(fctx, conn, fed) }()
+	go func() { feeding <- g.feed(fctx, c.conn, fed) }()
 	var cause error
 	select {
-	case status := <-ended:
+	case status := <-c.ended:
 		stop()
-		_ = conn.Close()
+		_ = c.conn.Close()
 		<-feeding
-		return fmt.Errorf("pid %d: %s", pid, describe(status))
+		return fmt.Errorf("pid %d: %s", c.pid, describe(status))
 	case cause = <-feeding: // it does not take its listeners, or ctx ended
 	}
 	signal := unix.SIGKILL
 	if ctx.Err() != nil {
 		signal = unix.SIGTERM
 	}
-	g.end(pid, signal, ended)
+	g.end(c.pid, signal, c.ended)
 	return cause
 }
 
@@ -393,17 +391,6 @@ func describe(status unix.WaitStatus) string {
 	return fmt.Sprintf("exited with code %d", status.ExitStatus())
 }
 
-// begin starts a gateway and records it.
-func (g *gateway) begin(child *os.File) (int, <-chan unix.WaitStatus, error) {
-	g.spawning.Lock()
-	defer g.spawning.Unlock()
-	pid, ended, err := g.spawn(child)
-	if err == nil {
-		g.began(pid)
-	}
-	return pid, ended, err
-}
-
 // began records a gateway that has nothing yet.
 func (g *gateway) began(pid int) {
 	stat, _ := readStat(pid)
@@ -419,8 +406,9 @@ func (g *gateway) began(pid int) {
 	g.log.Info("gateway started", "pid", pid)
 }
 
-// spawn starts the gateway as its own user.
-func (g *gateway) spawn(child *os.File) (int, <-chan unix.WaitStatus, error) {
+// spawn starts a gateway as its own user: it waits for its turn, and then takes
+// its listeners.
+func (g *gateway) spawn(turn, listeners *os.File) (int, <-chan unix.WaitStatus, error) {
 	program, err := findProgram(g.opt.Gateway[0])
 	if err != nil {
 		return 0, nil, fmt.Errorf("start the gateway: %w", err)
@@ -437,16 +425,11 @@ func (g *gateway) spawn(child *os.File) (int, <-chan unix.WaitStatus, error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("start the gateway: %w", err)
 	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return 0, nil, fmt.Errorf("start the gateway: %w", err)
-	}
-	defer func() { _ = null.Close() }()
 	command[0] = path
 	pid, ended, err := g.reaper.spawn(path, command, &syscall.ProcAttr{
 		Dir:   g.folder(),
 		Env:   gatewayEnv(),
-		Files: []uintptr{null.Fd(), os.Stderr.Fd(), os.Stderr.Fd(), g.socket.Fd(), child.Fd()},
+		Files: []uintptr{turn.Fd(), os.Stderr.Fd(), os.Stderr.Fd(), g.socket.Fd(), listeners.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {

@@ -108,6 +108,9 @@ func keeperRole(options string) int {
 func gatewayRole() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	if AwaitTurn(os.Stdin) != nil {
+		return 0
+	}
 	control, err := net.FileListener(os.NewFile(3, "control"))
 	if err != nil {
 		return 2
