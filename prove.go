@@ -176,3 +176,16 @@ type Verdict struct {
 	Packages int       `json:"packages"` // that were judged
 	Findings []Finding `json:"findings"` // the worst first
 }
+
+// ProveRequest asks that baked images be inventoried, judged and signed.
+type ProveRequest struct {
+	Images []Image          // of the definition; each says its gate
+	Baked  map[string]Baked // by name
+	Source Source
+	// Definition is the digest of the definition's files, as a tree.
+	Definition Digest
+	// VEX are the documents that gates name, by path.
+	VEX map[string][]byte
+	// Progress is called from several goroutines; nil is allowed.
+	Progress func(Progress)
+}

@@ -29,6 +29,7 @@ type Image struct {
 	Debian     *Debian     `json:"debian,omitempty"`
 	// Reference is "host/name:tag" or "host/name@sha256:...".
 	Reference string `json:"reference,omitempty"`
+	Gate      Gate   `json:"gate,omitzero"`
 }
 
 // Dockerfile bakes an image from a context of the tree.

@@ -21,6 +21,7 @@ type Control struct {
 	ledger  Ledger
 	store   Store
 	baker   Baker
+	prover  Prover // nil lets everything pass
 	engine  kiln.Engine
 	loader  Loader
 	storage []Collector
@@ -63,7 +64,7 @@ type Control struct {
 // New returns a Control that does nothing until Run.
 func New(o Options) *Control {
 	c := &Control{
-		ledger: o.Ledger, store: o.Store, baker: o.Baker, engine: o.Engine, loader: o.Loader,
+		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, engine: o.Engine, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
 		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer,
 		restored:     make(chan struct{}),

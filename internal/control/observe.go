@@ -21,6 +21,7 @@ const (
 	workRollback  = "kiln rollback"
 	workParse     = "parse"
 	workBake      = "bake"
+	workProve     = "prove"
 	workBundle    = "bundle"
 	workRelease   = "release"
 	workRollout   = "rollout"

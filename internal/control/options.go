@@ -10,12 +10,14 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// Options are what a Control works with. All but Faults, Observer, Storage, Now
+// Options are what a Control works with. All but Prover, Faults, Observer, Storage, Now
 // and PublicURL must be set.
 type Options struct {
 	Ledger Ledger
 	Store  Store
 	Baker  Baker
+	// Prover judges and signs what was baked; nil lets everything pass.
+	Prover Prover
 	Engine kiln.Engine
 	Loader Loader
 	// Storage is collected in this order when the machine needs room.
@@ -86,6 +88,18 @@ type Baker interface {
 	// Lookup returns the images whose inputs were baked before, and for each
 	// other one the reason why it must be baked.
 	Lookup(ctx context.Context, r kiln.BakeRequest) (known map[string]kiln.Baked, missing map[string]string, err error)
+}
+
+// Prover inventories, judges and signs what was baked.
+type Prover interface {
+	// Prove returns a verdict for each image, by name. One that fails is no
+	// error: whoever asked goes by the verdict.
+	Prove(ctx context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error)
+	// Foresee judges those images that were inventoried before, and changes
+	// nothing.
+	Foresee(ctx context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error)
+	// SignBundle signs the bundle of proved images.
+	SignBundle(ctx context.Context, bundle kiln.Digest, r kiln.ProveRequest) error
 }
 
 // Loader reads a definition.

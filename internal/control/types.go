@@ -29,20 +29,23 @@ type UpResult struct {
 	// Nothing is true when the live release is the same already.
 	Nothing  bool                  `json:"nothing"`
 	Images   map[string]kiln.Baked `json:"images"`
+	// Verdicts are what the gates said, by image.
+	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
 	Steps    []kiln.Step           `json:"steps"`
 	URLs     []string              `json:"urls"`
 	Warnings []kiln.Diagnostic     `json:"warnings,omitempty"`
 	// Lock is what kiln.lock must say; the client writes it when it differs.
 	Lock kiln.Lock     `json:"lock"`
 	Took time.Duration `json:"took"`
-	// Phases says where the time went: "bake", "seal", "start", "verify", "switch".
+	// Phases says where the time went: "bake", "prove", "seal", "start", "verify", "switch".
 	Phases map[string]time.Duration `json:"phases"`
 }
 
 // BakeResult is what a bake without a release made.
 type BakeResult struct {
-	Images map[string]kiln.Baked `json:"images"`
-	Bundle kiln.Digest           `json:"bundle"`
+	Images   map[string]kiln.Baked   `json:"images"`
+	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
+	Bundle   kiln.Digest             `json:"bundle"`
 	Lock   kiln.Lock             `json:"lock"`
 }
 
@@ -54,6 +57,8 @@ type PlanResult struct {
 	Steps []kiln.Step `json:"steps"`
 	// Bakes are the images whose inputs have not been baked, with the reason.
 	Bakes []PlannedBake `json:"bakes,omitempty"`
+	// Verdicts are what the gates say of the images that were inventoried before.
+	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
 	// Routes are the changes of routes, one sentence each.
 	Routes []string `json:"routes,omitempty"`
 	// Release is why Up would make a release although it replaces nothing and

@@ -94,7 +94,11 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	defer c.grew()
 	c.gate.RLock()
 	defer c.gate.RUnlock()
-	baked, bundle, err := c.bake(ctx, r, def, feed)
+	baked, err := c.bake(ctx, r, def, feed)
+	if err != nil {
+		return BakeResult{}, err
+	}
+	verdicts, bundle, err := c.prove(ctx, r, def, baked, feed)
 	if err != nil {
 		return BakeResult{}, err
 	}
@@ -105,7 +109,7 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	if err != nil {
 		return BakeResult{}, fmt.Errorf("record the bake: %w", err)
 	}
-	return BakeResult{Images: baked.Images, Bundle: bundle, Lock: baked.Lock}, nil
+	return BakeResult{Images: baked.Images, Verdicts: verdicts, Bundle: bundle, Lock: baked.Lock}, nil
 }
 
 // Plan says what Up would do; it changes nothing.
@@ -128,6 +132,9 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 		return PlanResult{}, err
 	}
 	out := PlanResult{Environment: name}
+	if out.Verdicts, err = c.judge(ctx, r, def, known); err != nil {
+		return PlanResult{}, err
+	}
 	for _, image := range slices.Sorted(maps.Keys(missing)) {
 		out.Bakes = append(out.Bakes, PlannedBake{Image: image, Reason: missing[image]})
 	}
@@ -201,12 +208,19 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 		return kiln.Release{}, err
 	}
 	began := c.now()
-	baked, bundle, err := c.bake(ctx, r, def, feed)
+	baked, err := c.bake(ctx, r, def, feed)
 	if err != nil {
 		return kiln.Release{}, err
 	}
 	out.Phases["bake"] = c.now().Sub(began)
 	out.Images, out.Lock = baked.Images, baked.Lock
+	began = c.now()
+	verdicts, bundle, err := c.prove(ctx, r, def, baked, feed)
+	if err != nil {
+		return kiln.Release{}, err
+	}
+	out.Phases["prove"] = c.now().Sub(began)
+	out.Verdicts = verdicts
 	release := kiln.Release{
 		Environment: name, Bundle: bundle, Source: r.Source, CreatedAt: c.now().UTC(), Actor: r.Actor,
 		Values: def.Values, Services: services(def.Spec, baked.Images), Routes: def.Spec.Routes, State: kiln.ReleasePending,
@@ -263,27 +277,17 @@ func condemned(releases []kiln.Release, identity kiln.Digest, again bool) error 
 	return nil
 }
 
-// bake makes the images and the bundle.
-func (c *Control) bake(ctx context.Context, r UpRequest, def Definition, feed *feed) (kiln.BakeResult, kiln.Digest, error) {
+// bake makes the images.
+func (c *Control) bake(ctx context.Context, r UpRequest, def Definition, feed *feed) (kiln.BakeResult, error) {
 	within, end := c.begins(ctx, workBake, "environment", def.Environment.Name)
 	baked, err := c.baker.Bake(within, kiln.BakeRequest{
 		Images: def.Spec.Images, Tree: r.Tree, Lock: def.Lock, Locked: r.Locked, Progress: feed.send,
 	})
 	end(err)
 	if err != nil {
-		return kiln.BakeResult{}, "", fmt.Errorf("bake: %w", err)
+		return kiln.BakeResult{}, fmt.Errorf("bake: %w", err)
 	}
-	annotations := map[string]string{}
-	if r.Source.Commit != "" {
-		annotations["org.opencontainers.image.revision"] = r.Source.Commit
-	}
-	within, end = c.begins(ctx, workBundle, "environment", def.Environment.Name)
-	bundle, err := c.store.PutBundle(within, bundleOf(r.Tree, def.Spec, baked), annotations)
-	end(err, "bundle", string(bundle))
-	if err != nil {
-		return kiln.BakeResult{}, "", fmt.Errorf("store the bundle: %w", err)
-	}
-	return baked, bundle, nil
+	return baked, nil
 }
 
 // live is an environment's live release; nil for none.

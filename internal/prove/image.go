@@ -1,0 +1,241 @@
+package prove
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// Prove inventories, judges and signs the images of a request. An image that
+// does not pass has a verdict that says so, and is not admitted.
+func (p *Prover) Prove(ctx context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error) {
+	return p.each(ctx, r, p.prove)
+}
+
+// Foresee judges the images that were inventoried before. It writes nothing.
+func (p *Prover) Foresee(ctx context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error) {
+	return p.each(ctx, r, func(ctx context.Context, image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) (*kiln.Verdict, error) {
+		seen, found, err := p.known(ctx, baked)
+		if err != nil || !found {
+			return nil, err
+		}
+		v, err := p.judge(ctx, image, baked, seen, r)
+		return &v, err
+	})
+}
+
+// each calls do for the baked images, several at once.
+func (p *Prover) each(ctx context.Context, r kiln.ProveRequest, do func(context.Context, kiln.Image, kiln.Baked, kiln.ProveRequest) (*kiln.Verdict, error)) (map[string]kiln.Verdict, error) {
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	out, failed := map[string]kiln.Verdict{}, map[string]error{}
+	for _, image := range r.Images {
+		baked, ok := r.Baked[image.Name]
+		if !ok {
+			continue
+		}
+		work.Go(func() {
+			v, err := do(ctx, image, baked, r)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err != nil:
+				failed[image.Name] = fmt.Errorf("prove image %q: %w", image.Name, err)
+			case v != nil:
+				out[image.Name] = *v
+			}
+		})
+	}
+	work.Wait()
+	if len(failed) == 0 {
+		return out, nil
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(failed)) {
+		errs = append(errs, failed[name])
+	}
+	return out, errors.Join(errs...)
+}
+
+func (p *Prover) prove(ctx context.Context, image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) (*kiln.Verdict, error) {
+	began := p.opt.Now()
+	seen, found, err := p.known(ctx, baked)
+	if err == nil && !found {
+		tell(r, kiln.Progress{Stage: "prove", Subject: image.Name})
+		seen, err = p.inspect(ctx, baked)
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := p.judge(ctx, image, baked, seen, r)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		if err := p.opt.Signer.Attest(ctx, baked.Manifest, TypeInspection, seen); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.attest(ctx, image, baked, seen, v, r); err != nil {
+		return nil, err
+	}
+	if !found {
+		tell(r, kiln.Progress{Stage: "prove", Subject: image.Name, Done: true, Message: string(v.Outcome), Took: p.opt.Now().Sub(began)})
+	}
+	return &v, nil
+}
+
+func tell(r kiln.ProveRequest, n kiln.Progress) {
+	if r.Progress != nil {
+		r.Progress(n)
+	}
+}
+
+// known is the inspection that was made of an image before.
+func (p *Prover) known(ctx context.Context, baked kiln.Baked) (Inspection, bool, error) {
+	base, err := p.base(ctx, baked)
+	if err != nil {
+		return Inspection{}, false, err
+	}
+	all, err := p.inspections(ctx, baked.Manifest)
+	if err != nil {
+		return Inspection{}, false, err
+	}
+	for _, one := range slices.Backward(all) {
+		if one.Base == base {
+			return one, true, nil
+		}
+	}
+	return Inspection{}, false, nil
+}
+
+func (p *Prover) inspect(ctx context.Context, baked kiln.Baked) (Inspection, error) {
+	base, err := p.base(ctx, baked)
+	if err != nil {
+		return Inspection{}, err
+	}
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return Inspection{}, ctx.Err()
+	}
+	seen, err := p.opt.Inspector.Inspect(ctx, baked.Manifest, base)
+	seen.Base = base
+	return seen, err
+}
+
+// base is how many of an image's layers are those of an image that it was made
+// from.
+func (p *Prover) base(ctx context.Context, baked kiln.Baked) (int, error) {
+	var own []kiln.Digest
+	most := 0
+	for _, m := range baked.Materials {
+		if m.Kind != kiln.MaterialImage {
+			continue
+		}
+		if own == nil {
+			var err error
+			if own, err = p.opt.Inspector.Layers(ctx, baked.Manifest); err != nil {
+				return 0, err
+			}
+		}
+		layers, err := p.opt.Inspector.Layers(ctx, m.Digest)
+		if errors.Is(err, kiln.ErrNotFound) {
+			continue // collected: nothing can be told of it
+		}
+		if err != nil {
+			return 0, err
+		}
+		if len(layers) <= len(own) && slices.Equal(layers, own[:len(layers)]) {
+			most = max(most, len(layers))
+		}
+	}
+	return most, nil
+}
+
+// judge has an image judged by its gate.
+func (p *Prover) judge(ctx context.Context, image kiln.Image, baked kiln.Baked, seen Inspection, r kiln.ProveRequest) (kiln.Verdict, error) {
+	asked, err := p.opt.Advisories.Match(ctx, seen.Inventory.Packages)
+	if err != nil {
+		return kiln.Verdict{}, fmt.Errorf("ask the advisories: %w", err)
+	}
+	e := Evidence{
+		Inventory: seen.Inventory, Asked: asked, Failed: map[string]string{}, VEX: r.VEX,
+		Marks: slices.Concat(seen.Marks, p.opt.Rules(image, baked)),
+	}
+	for _, scanner := range image.Gate.Scanners {
+		found, err := p.opt.Scan(ctx, scanner, baked.Manifest)
+		if err != nil {
+			e.Failed[scanner.Name] = err.Error()
+			continue
+		}
+		e.Scanned = append(e.Scanned, found...)
+	}
+	return p.opt.Judge(image, e, p.opt.Now())
+}
+
+// attest signs an image, and keeps beside it what was found.
+func (p *Prover) attest(ctx context.Context, image kiln.Image, baked kiln.Baked, seen Inspection, v kiln.Verdict, r kiln.ProveRequest) error {
+	if err := p.opt.Signer.Sign(ctx, baked.Manifest); err != nil {
+		return err
+	}
+	first := map[string]func() (any, error){
+		TypeSBOM:       func() (any, error) { return p.opt.Inspector.SBOM(seen.Inventory) },
+		TypeProvenance: func() (any, error) { return p.opt.Signer.Provenance(image, baked, r), nil },
+	}
+	for _, predicateType := range slices.Sorted(maps.Keys(first)) {
+		if err := p.attestOnce(ctx, baked.Manifest, predicateType, first[predicateType]); err != nil {
+			return err
+		}
+	}
+	return p.record(ctx, v)
+}
+
+// attestOnce attests what is said of an image when it is first seen. An image
+// that is found again, for another commit, came from where it came from.
+func (p *Prover) attestOnce(ctx context.Context, image kiln.Digest, predicateType string, predicate func() (any, error)) error {
+	before, err := p.opt.Signer.Statements(ctx, image, predicateType)
+	if err != nil || len(before) > 0 {
+		return err
+	}
+	said, err := predicate()
+	if err != nil {
+		return fmt.Errorf("describe image %s: %w", image.Short(), err)
+	}
+	return p.opt.Signer.Attest(ctx, image, predicateType, said)
+}
+
+// record attests a verdict, unless the newest by the same gate says the same.
+func (p *Prover) record(ctx context.Context, v kiln.Verdict) error {
+	before, err := p.Verdicts(ctx, v.Image)
+	if err != nil {
+		return err
+	}
+	for _, one := range slices.Backward(before) {
+		if kiln.DigestJSON(one.Gate) == kiln.DigestJSON(v.Gate) {
+			if timeless(one) == timeless(v) {
+				return nil
+			}
+			break
+		}
+	}
+	return p.opt.Signer.Attest(ctx, v.Image, TypeVerdict, v)
+}
+
+// timeless is a verdict's digest without its time.
+func timeless(v kiln.Verdict) kiln.Digest {
+	v.At = time.Time{}
+	return kiln.DigestJSON(v)
+}
+
+// SignBundle signs a bundle, whose images were proved.
+func (p *Prover) SignBundle(ctx context.Context, bundle kiln.Digest, _ kiln.ProveRequest) error {
+	return p.opt.Signer.Sign(ctx, bundle)
+}

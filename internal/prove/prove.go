@@ -1,0 +1,216 @@
+// Package prove says whether what was baked may run. An image is inventoried
+// once, its packages are looked up among the advisories, its gate judges it, and
+// what was found is signed and kept beside the image: inventory, SBOM,
+// provenance and verdict. Nothing is admitted that is not signed or that no gate
+// ever let pass.
+//
+// It asks through small interfaces and knows neither scanners nor formats of
+// signatures. It keeps nothing that is not beside the images, but for memory of
+// what it has verified.
+package prove
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// The types of what is attested of an image.
+const (
+	TypeInspection = "https://kiln.dev/inspection/v1" // an Inspection
+	TypeVerdict    = "https://kiln.dev/verdict/v1"    // a kiln.Verdict
+	TypeSBOM       = "https://cyclonedx.org/bom"
+	TypeProvenance = "https://slsa.dev/provenance/v1"
+)
+
+// Inspection is what was seen in an image: once per image and what it was made
+// from.
+type Inspection struct {
+	Inventory kiln.Inventory `json:"inventory"`
+	// Base is how many of the layers, from the lowest, came with a base.
+	Base int `json:"base"`
+	// Marks are the findings of rules about the image itself.
+	Marks []kiln.Finding `json:"marks,omitempty"`
+}
+
+// Inspector looks into images.
+type Inspector interface {
+	// Inspect reads every layer of an image. The lowest of them, base in number,
+	// are those of what it was made from.
+	Inspect(ctx context.Context, image kiln.Digest, base int) (Inspection, error)
+	// Layers returns the digests of an image's layers, the lowest first.
+	Layers(ctx context.Context, image kiln.Digest) ([]kiln.Digest, error)
+	// SBOM writes an inventory for others.
+	SBOM(kiln.Inventory) (json.RawMessage, error)
+}
+
+// Asked is what advisories say of packages.
+type Asked struct {
+	Findings []kiln.Finding
+	// Database names the advisories; empty when there are none, and then Why
+	// says why.
+	Database kiln.Digest
+	Dated    time.Time
+	Why      string
+	// Unmatched are ecosystems of packages that the database knows nothing of.
+	Unmatched []string
+}
+
+// Advisories know which packages are vulnerable.
+type Advisories interface {
+	// Match never fails because of a missing database: Asked says so.
+	Match(ctx context.Context, packages []kiln.Package) (Asked, error)
+}
+
+// Signer signs images and what is said of them, and checks it.
+type Signer interface {
+	// Sign signs a manifest; again is nothing.
+	Sign(ctx context.Context, manifest kiln.Digest) error
+	// Attest keeps a signed statement about a manifest; the same again is
+	// nothing.
+	Attest(ctx context.Context, manifest kiln.Digest, predicateType string, predicate any) error
+	// Verify says why a manifest is not signed by a trusted key; nil when it is.
+	Verify(ctx context.Context, manifest kiln.Digest) error
+	// Statements returns what was attested of a manifest with a type, by trusted
+	// keys only, the newest last.
+	Statements(ctx context.Context, manifest kiln.Digest, predicateType string) ([]json.RawMessage, error)
+	// Provenance says where an image came from, in SLSA's form.
+	Provenance(image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) any
+}
+
+// Judge is a gate: it has no I/O.
+type Judge func(image kiln.Image, e Evidence, now time.Time) (kiln.Verdict, error)
+
+// Evidence is what a gate judges by.
+type Evidence struct {
+	Inventory kiln.Inventory
+	Marks     []kiln.Finding
+	Asked     Asked
+	// Scanned are the findings of other scanners, Failed their failures by name.
+	Scanned []kiln.Finding
+	Failed  map[string]string
+	VEX     map[string][]byte
+}
+
+// Scan asks another scanner about an image.
+type Scan func(ctx context.Context, scanner kiln.GateScanner, image kiln.Digest) ([]kiln.Finding, error)
+
+// Rule finds what is wrong with how an image is defined and not with what is in
+// it.
+type Rule func(image kiln.Image, baked kiln.Baked) []kiln.Finding
+
+// Options are what a Prover works with. All but Rules, Now and Log must be set.
+type Options struct {
+	Inspector  Inspector
+	Advisories Advisories
+	Signer     Signer
+	Judge      Judge
+	Scan       Scan
+	Rules      Rule
+	Now        func() time.Time
+	Log        *slog.Logger
+}
+
+// Prover proves images. Its methods may be called at once and again.
+type Prover struct {
+	opt   Options
+	slots chan struct{} // one per image being inspected
+
+	mu       sync.Mutex
+	admitted map[kiln.Digest]bool
+}
+
+// inspecting is how many images are inspected at once; each takes a process with
+// some memory.
+const inspecting = 2
+
+// New makes a Prover.
+func New(o Options) *Prover {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Rules == nil {
+		o.Rules = func(kiln.Image, kiln.Baked) []kiln.Finding { return nil }
+	}
+	return &Prover{opt: o, slots: make(chan struct{}, inspecting), admitted: map[kiln.Digest]bool{}}
+}
+
+// Admit says whether instances of an image may start: it is signed, and a gate
+// let it pass. What once passed stays admitted, so that a running release can
+// replace its instances when the world learns of a vulnerability; a new release
+// is judged anew.
+func (p *Prover) Admit(ctx context.Context, image kiln.Digest) error {
+	p.mu.Lock()
+	known := p.admitted[image]
+	p.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := p.opt.Signer.Verify(ctx, image); err != nil {
+		return fmt.Errorf("image %s may not run: %w", image.Short(), err)
+	}
+	verdicts, err := p.Verdicts(ctx, image)
+	if err != nil {
+		return fmt.Errorf("image %s may not run: %w", image.Short(), err)
+	}
+	for _, v := range verdicts {
+		if v.Outcome == kiln.OutcomePass {
+			p.mu.Lock()
+			p.admitted[image] = true
+			p.mu.Unlock()
+			return nil
+		}
+	}
+	if len(verdicts) == 0 {
+		return kiln.Errorf(kiln.CodeRefused, "kiln up judges it", "image %s may not run: no gate has judged it", image.Short())
+	}
+	return kiln.Errorf(kiln.CodeRefused, "kiln scan "+string(image)+" shows why", "image %s may not run: it does not pass its gate", image.Short())
+}
+
+// Verdicts returns what gates said of an image, the newest last.
+func (p *Prover) Verdicts(ctx context.Context, image kiln.Digest) ([]kiln.Verdict, error) {
+	raw, err := p.opt.Signer.Statements(ctx, image, TypeVerdict)
+	if err != nil {
+		return nil, err
+	}
+	return decode[kiln.Verdict](raw)
+}
+
+// Inventory returns the inventory that was made of an image. The error matches
+// kiln.ErrNotFound where there is none.
+func (p *Prover) Inventory(ctx context.Context, image kiln.Digest) (kiln.Inventory, error) {
+	all, err := p.inspections(ctx, image)
+	if err != nil {
+		return kiln.Inventory{}, err
+	}
+	if len(all) == 0 {
+		return kiln.Inventory{}, kiln.Errorf(kiln.CodeNotFound, "kiln bake makes it, for an image of a definition", "there is no inventory of image %s", image.Short())
+	}
+	return all[len(all)-1].Inventory, nil
+}
+
+func (p *Prover) inspections(ctx context.Context, image kiln.Digest) ([]Inspection, error) {
+	raw, err := p.opt.Signer.Statements(ctx, image, TypeInspection)
+	if err != nil {
+		return nil, err
+	}
+	return decode[Inspection](raw)
+}
+
+func decode[T any](raw []json.RawMessage) ([]T, error) {
+	out := make([]T, len(raw))
+	var errs []error
+	for i, one := range raw {
+		errs = append(errs, json.Unmarshal(one, &out[i]))
+	}
+	return out, errors.Join(errs...)
+}
