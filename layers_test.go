@@ -18,12 +18,12 @@ const module = "github.com/kilnproject/kiln"
 // to the other as a small interface.
 func adapters() []string {
 	return []string{
-		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold", "backup", "scan", "sign", "kube", "metrics", "tracing", "notify",
+		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold", "backup", "scan", "sign", "kube", "metrics", "tracing", "notify", "prove",
 	}
 }
 
 // pure packages compute: the same arguments give the same result.
-func pure() []string { return []string{"plan", "rollout", "analysis"} }
+func pure() []string { return []string{"plan", "rollout", "analysis", "gate"} }
 
 // shared are small packages without processes or I/O policies of their own,
 // that any adapter may import.
@@ -74,7 +74,7 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server", "durable")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
+			"cli", "control", "gate", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
 	case f.pkg == "install", f.pkg == "systemd", f.pkg == "upgrade":

@@ -24,7 +24,10 @@ func (a *app) bakeCommand() *cobra.Command {
 			if err := a.print("%s\n", a.style(a.Out).paint(bold, "bundle "+string(result.Bundle))); err != nil {
 				return err
 			}
-			return a.printBaked(result.Images)
+			if err := a.printBaked(result.Images); err != nil {
+				return err
+			}
+			return a.printVerdicts(result.Verdicts)
 		},
 	}
 	d.register(command)

@@ -89,6 +89,9 @@ func (a *app) printPlan(r control.PlanResult) error {
 			return err
 		}
 	}
+	if err := a.printVerdicts(r.Verdicts); err != nil {
+		return err
+	}
 	if r.Refused == nil {
 		return nil
 	}

@@ -75,6 +75,9 @@ func (a *app) printUp(r control.UpResult) error {
 	if err := a.printBaked(r.Images); err != nil {
 		return err
 	}
+	if err := a.printVerdicts(r.Verdicts); err != nil {
+		return err
+	}
 	if err := a.printURLs(r.URLs); err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func (a *app) printURLs(urls []string) error {
 
 // timing says where the time went, in the order in which it went.
 func timing(total time.Duration, phases map[string]time.Duration) string {
-	order := []string{"bake", "seal", "start", "verify", "switch", "park", "undo"}
+	order := []string{"bake", "prove", "seal", "start", "verify", "switch", "park", "undo"}
 	names := slices.SortedFunc(maps.Keys(phases), func(x, y string) int {
 		return cmp.Or(cmp.Compare(slices.Index(order, x), slices.Index(order, y)), strings.Compare(x, y))
 	})

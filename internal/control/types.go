@@ -27,13 +27,13 @@ type UpResult struct {
 	Environment string       `json:"environment"`
 	Release     kiln.Release `json:"release"`
 	// Nothing is true when the live release is the same already.
-	Nothing  bool                  `json:"nothing"`
-	Images   map[string]kiln.Baked `json:"images"`
+	Nothing bool                  `json:"nothing"`
+	Images  map[string]kiln.Baked `json:"images"`
 	// Verdicts are what the gates said, by image.
 	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
-	Steps    []kiln.Step           `json:"steps"`
-	URLs     []string              `json:"urls"`
-	Warnings []kiln.Diagnostic     `json:"warnings,omitempty"`
+	Steps    []kiln.Step             `json:"steps"`
+	URLs     []string                `json:"urls"`
+	Warnings []kiln.Diagnostic       `json:"warnings,omitempty"`
 	// Lock is what kiln.lock must say; the client writes it when it differs.
 	Lock kiln.Lock     `json:"lock"`
 	Took time.Duration `json:"took"`
@@ -46,7 +46,7 @@ type BakeResult struct {
 	Images   map[string]kiln.Baked   `json:"images"`
 	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
 	Bundle   kiln.Digest             `json:"bundle"`
-	Lock   kiln.Lock             `json:"lock"`
+	Lock     kiln.Lock               `json:"lock"`
 }
 
 // PlanResult is what Up would do.
