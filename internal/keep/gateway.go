@@ -37,11 +37,12 @@ type gateway struct {
 	delivered uint64              // the last of wanted that the gateway has
 	refused   map[string]error    // by the gateway that runs
 	news      chan struct{}       // closed and made anew when delivered grows
-	wake      chan struct{}       // holds one when wanted grew
+	wake      chan struct{}       // holds one when wanted grew or a spare is missed
 	running   *started            // the gateway that runs
 	spare     *child              // waits for its turn; nil for none
 	starts    int
 
+	watching sync.WaitGroup // of what was started
 	orphans  orphans
 	spawning sync.Mutex // from a gateway's turn until it is in the journal, and while a spare is started
 }
@@ -244,9 +245,14 @@ func (g *gateway) change(f func()) {
 	defer g.mu.Unlock()
 	f()
 	g.wanted++
+	g.nudge()
+}
+
+// nudge has the gateway's loop look what is to be done.
+func (g *gateway) nudge() {
 	select {
 	case g.wake <- struct{}{}:
-	default:
+	default: // it is to look anyway
 	}
 }
 
@@ -316,6 +322,7 @@ func (g *gateway) run(ctx context.Context) {
 	defer func() { _ = g.socket.Close(); _ = g.control.Close() }()
 	defer g.orphans.kill()
 	defer g.orphans.ending.Wait()
+	defer g.watching.Wait()
 	defer g.dismiss()
 	for quick := 0; ctx.Err() == nil; {
 		began := time.Now()
@@ -354,33 +361,33 @@ func (g *gateway) once(ctx context.Context) error {
 	go func() { feeding <- g.feed(fctx, c.conn, fed) }()
 	var cause error
 	select {
-	case status := <-c.ended:
+	case <-c.ended:
 		stop()
 		_ = c.conn.Close()
 		<-feeding
-		return fmt.Errorf("pid %d: %s", c.pid, describe(status))
+		return fmt.Errorf("pid %d: %s", c.pid, describe(c.status))
 	case cause = <-feeding: // it does not take its listeners, or ctx ended
 	}
 	signal := unix.SIGKILL
 	if ctx.Err() != nil {
 		signal = unix.SIGTERM
 	}
-	g.end(c.pid, signal, c.ended)
+	g.end(c, signal)
 	return cause
 }
 
 // endLimit is how long a gateway may take to end when the keeper is stopped.
 const endLimit = 10 * time.Second
 
-func (g *gateway) end(pid int, signal unix.Signal, ended <-chan unix.WaitStatus) {
-	_ = unix.Kill(pid, signal)
+func (g *gateway) end(c *child, signal unix.Signal) {
+	_ = unix.Kill(c.pid, signal)
 	limit := time.NewTimer(endLimit)
 	defer limit.Stop()
 	select {
-	case <-ended:
+	case <-c.ended:
 	case <-limit.C:
-		_ = unix.Kill(pid, unix.SIGKILL)
-		<-ended
+		_ = unix.Kill(c.pid, unix.SIGKILL)
+		<-c.ended
 	}
 }
 

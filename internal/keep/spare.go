@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,10 +20,11 @@ import (
 
 // child is a gateway's process, and how it is told of its turn and of sockets.
 type child struct {
-	pid   int
-	ended <-chan unix.WaitStatus
-	conn  *net.UnixConn
-	turn  *os.File
+	pid    int
+	ended  chan struct{} // closed at its end
+	status unix.WaitStatus
+	conn   *net.UnixConn
+	turn   *os.File
 }
 
 // AwaitTurn is the gateway's part: it returns once the keeper that started this
@@ -49,7 +51,16 @@ func (g *gateway) start() (*child, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close(), turn.Close())
 	}
-	return &child{pid: pid, ended: ended, conn: conn, turn: turn}, nil
+	c := &child{pid: pid, ended: make(chan struct{}), conn: conn, turn: turn}
+	began := time.Now()
+	g.watching.Go(func() {
+		c.status = <-ended
+		close(c.ended)
+		if time.Since(began) > quickDeath {
+			g.nudge() // one that was to spare is missed
+		}
+	})
+	return c, nil
 }
 
 // next is the gateway whose turn it is: the spare one, where it lives.
@@ -80,8 +91,8 @@ func (g *gateway) takeSpare() *child {
 		return nil
 	}
 	select {
-	case status := <-c.ended:
-		g.log.Warn("spare gateway ended", "pid", c.pid, "status", describe(status))
+	case <-c.ended:
+		g.log.Warn("spare gateway ended", "pid", c.pid, "status", describe(c.status))
 		_ = errors.Join(c.turn.Close(), c.conn.Close())
 		return nil
 	default:
@@ -113,5 +124,5 @@ func (g *gateway) dismiss() {
 		return
 	}
 	_ = errors.Join(c.turn.Close(), c.conn.Close())
-	g.end(c.pid, unix.SIGKILL, c.ended)
+	g.end(c, unix.SIGKILL)
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,6 +97,27 @@ func TestASpareThatDiedIsNotWaitedFor(t *testing.T) {
 	if _, _, next := r.awaitSpare(); next == spare {
 		t.Fatalf("the dead spare %d is still the spare", spare)
 	}
+}
+
+// TestASpareIsMissed has another started, without a gateway's death or a change
+// of what is listened on.
+func TestASpareIsMissed(t *testing.T) {
+	r := newRig(t, true)
+	_, gateway, spare := r.awaitSpare()
+	waitUntil(t, func() bool { return lived(spare) > 2*quickDeath })
+	r.kill(spare)
+	if _, same, next := r.awaitSpare(); next == spare || same != gateway {
+		t.Fatalf("spare %d after %d, gateway %d after %d", next, spare, same, gateway)
+	}
+}
+
+// lived is how long a process has lived.
+func lived(pid int) time.Duration {
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	if err != nil {
+		return 0
+	}
+	return time.Since(info.ModTime())
 }
 
 func TestASpareEndsWithItsKeeper(t *testing.T) {

@@ -1,16 +1,20 @@
 package rig
 
 import (
+	"bytes"
+	"cmp"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // Processes maps Kiln's own processes of this rig to their ids: "kilnd",
-// "keep", "gateway".
+// "keep", "gateway", and "spare" for the gateway that waits for its turn.
 func (r *Rig) Processes() map[string]int {
 	found := map[string]int{"kilnd": r.DaemonPID()}
+	var gateways []int
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range lines {
 		b, err := os.ReadFile(path)
@@ -21,14 +25,44 @@ func (r *Rig) Processes() map[string]int {
 		if !strings.Contains(string(b), r.Data) || len(args) < 2 {
 			continue
 		}
-		for _, name := range []string{"keep", "gateway"} {
-			if args[1] == name {
-				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-				found[name] = pid
-			}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		switch args[1] {
+		case "keep":
+			found["keep"] = pid
+		case "gateway":
+			gateways = append(gateways, pid)
+		}
+	}
+	// What is not the keeper's child is a dead keeper's, and ends. The spare is
+	// started when the one that serves has all that it needs.
+	mine := slices.DeleteFunc(slices.Clone(gateways), func(pid int) bool { parent, _ := born(pid); return parent != found["keep"] })
+	if len(mine) > 0 {
+		gateways = mine
+	}
+	slices.SortFunc(gateways, func(x, y int) int {
+		_, first := born(x)
+		_, second := born(y)
+		return cmp.Compare(first, second)
+	})
+	for i, name := range []string{"gateway", "spare"} {
+		if i < len(gateways) {
+			found[name] = gateways[i]
 		}
 	}
 	return found
+}
+
+// born returns a process's parent and when it was started, in the kernel's
+// ticks (proc_pid_stat(5)).
+func born(pid int) (parent, ticks int) {
+	b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 20 {
+		return 0, 0
+	}
+	parent, _ = strconv.Atoi(fields[1])
+	ticks, _ = strconv.Atoi(fields[19])
+	return parent, ticks
 }
 
 // PSS returns a process's proportional set size in bytes, 0 when it is gone.
