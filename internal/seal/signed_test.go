@@ -99,15 +99,9 @@ func TestARecordIsBelievedAsItWasSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range sound {
-		for bit := range 8 {
-			change(t, path, func([]byte) []byte {
-				b := bytes.Clone(sound)
-				b[i] ^= 1 << bit
-				return b
-			})
-			if got, err := s.load(t.Context(), key); err == nil {
-				t.Errorf("byte %d, bit %d: %+v is believed", i, bit, got)
-			}
+		change(t, path, func([]byte) []byte { return flip(i)(bytes.Clone(sound)) })
+		if got, err := s.load(t.Context(), key); err == nil {
+			t.Errorf("byte %d: %+v is believed", i, got)
 		}
 	}
 	for name, b := range map[string][]byte{

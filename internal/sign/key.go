@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"syscall"
@@ -42,8 +43,12 @@ const (
 	OriginCommand Origin = "command" // behind a command of the operator's
 )
 
-// maxKeyFile bounds a file with a key, in bytes.
-const maxKeyFile = 64 << 10
+// Bounds of what is read, in bytes: a file with a key, and the list of all that
+// ever signed.
+const (
+	maxKeyFile = 64 << 10
+	maxKeyList = 1 << 20
+)
 
 const curveHint = "make one with: openssl ecparam -name prime256v1 -genkey -noout"
 
@@ -148,7 +153,7 @@ func decrypt(sealed, password []byte) (any, error) {
 
 // readSecret reads a file that is its owner's alone. No pipe in its place holds
 // anything up.
-func readSecret(path string) ([]byte, error) {
+func readSecret(path string, most int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -163,7 +168,7 @@ func readSecret(path string) ([]byte, error) {
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, kiln.Errorf(kiln.CodeRefused, "chmod 600 "+path, "others than its owner may read or write it: its mode is %#o", info.Mode().Perm())
 	}
-	return bounded(f)
+	return bounded(f, most)
 }
 
 func readPublic(path string) (*ecdsa.PublicKey, error) {
@@ -172,17 +177,17 @@ func readPublic(path string) (*ecdsa.PublicKey, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	text, err := bounded(f)
+	text, err := bounded(f, maxKeyFile)
 	if err != nil {
 		return nil, err
 	}
 	return parsePublic(text)
 }
 
-func bounded(r io.Reader) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxKeyFile+1))
-	if err == nil && len(b) > maxKeyFile {
-		err = errors.New("it is too large for a key")
+func bounded(r io.Reader, most int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("it has more than %d bytes", most)
 	}
 	return b, err
 }
@@ -197,7 +202,7 @@ func (opt Options) operator() (signs, error) {
 	case opt.KeyFile == "":
 		return nil, nil //nolint:nilnil // none is fine
 	}
-	text, err := readSecret(opt.KeyFile)
+	text, err := readSecret(opt.KeyFile, maxKeyFile)
 	if err != nil {
 		return nil, keyError(opt.KeyFile, err)
 	}

@@ -183,7 +183,7 @@ func TestKeysThatAreNone(t *testing.T) {
 		"no password": {Options{KeyFile: write(t, "key", box, 0o600)}, "no password"},
 		"bad word":    {Options{KeyFile: write(t, "key", box, 0o600), Password: []byte("x")}, "cannot be decrypted"},
 		"both":        {Options{KeyFile: "/x", Command: Command{Args: []string{"x"}}}, "both"},
-		"large":       {Options{KeyFile: write(t, "key", make([]byte, maxKeyFile+1), 0o600)}, "too large"},
+		"large":       {Options{KeyFile: write(t, "key", make([]byte, maxKeyFile+1), 0o600)}, "more than 65536 bytes"},
 		"no public":   {Options{Command: Command{Args: []string{"x"}, PublicKey: write(t, "key", sec1(t, key), 0o600)}}, "no PUBLIC KEY"},
 	} {
 		t.Run(name, func(t *testing.T) {

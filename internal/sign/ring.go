@@ -91,7 +91,7 @@ func (r *ring) path(name string) string { return filepath.Join(r.dir, name) }
 
 // load reads the list of keys.
 func (r *ring) load() ([]Key, error) {
-	raw, err := readSecret(r.path(listName))
+	raw, err := readSecret(r.path(listName), maxKeyList)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -109,7 +109,7 @@ func (r *ring) load() ([]Key, error) {
 func (r *ring) own(all []Key) (signs, error) {
 	if len(all) > 0 && all[len(all)-1].Origin == OriginOwn {
 		path := r.path(all[len(all)-1].ID + privateSuffix)
-		text, err := readSecret(path)
+		text, err := readSecret(path, maxKeyFile)
 		if err == nil {
 			var key *ecdsa.PrivateKey
 			if key, err = parsePrivate(text, nil); err == nil {

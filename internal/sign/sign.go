@@ -14,9 +14,8 @@
 // each time, so that no signature stands for something else than it was made for.
 //
 // Records of this machine, such as which sealed file belongs to which image, are
-// signed by a key of their own, which never leaves the machine: they must be
-// written also when the operator's own key is out of reach, and that key's
-// signature says nothing about an image.
+// signed by a key of Kiln's own, whatever key signs images: they must be written
+// also when the operator's is out of reach, and say nothing about an image.
 package sign
 
 import (
