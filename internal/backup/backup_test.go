@@ -63,6 +63,7 @@ func newOrigin(t *testing.T) *origin {
 	for path, text := range map[string]string{
 		"kilnd.hcl": "log {\n  level = \"warn\"\n}\n", "api/authority.key": "secret of the API", "api/authority.pem": "public",
 		"gateway/acme/certificates/ca/a.test/a.test.key": "secret of the gateway", "gateway/table": "not a key",
+		"sign/image/keys.json": "[]", "sign/image/0123.pem": "secret of the signatures",
 	} {
 		check(t, os.MkdirAll(filepath.Dir(filepath.Join(o.dir, path)), 0o700))
 		check(t, os.WriteFile(filepath.Join(o.dir, path), []byte(text), 0o600))

@@ -25,9 +25,9 @@ type Key struct {
 	UID, GID int // whose it is
 }
 
-// keyFolders are where a data directory has keys: of the API's authority, and
-// of the gateway's certificates and its account.
-func keyFolders() []string { return []string{"api", "gateway/acme"} }
+// keyFolders are where a data directory has keys: of the API's authority, of the
+// gateway's certificates and its account, and of signatures.
+func keyFolders() []string { return []string{"api", "gateway/acme", "sign"} }
 
 const (
 	maxKeyFiles = 4096
@@ -35,7 +35,7 @@ const (
 	maxKeyPath  = 512
 )
 
-var keyPath = regexp.MustCompile(`\A(api|gateway/acme)(/[A-Za-z0-9_@+*-][A-Za-z0-9._@+*-]*)+\z`)
+var keyPath = regexp.MustCompile(`\A(api|gateway/acme|sign)(/[A-Za-z0-9_@+*-][A-Za-z0-9._@+*-]*)+\z`)
 
 // isKey says whether a path is one that keys may have.
 func isKey(p string) bool { return len(p) <= maxKeyPath && keyPath.MatchString(p) }

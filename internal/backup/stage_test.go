@@ -125,13 +125,14 @@ func TestOfTheGatewaysFolderOnlyKeysAreRead(t *testing.T) {
 	check(t, os.Symlink("/", filepath.Join(acme, "root")))
 	check(t, syscall.Mkfifo(filepath.Join(acme, "pipe"), 0o600))
 	check(t, os.WriteFile(filepath.Join(acme, ".part"), nil, 0o600))
+	check(t, os.WriteFile(filepath.Join(o.dir, "sign", "image", ".new-keys.json"), nil, 0o600))
 	keys, err := ReadKeys(o.dir)
 	check(t, err)
 	var names []string
 	for _, k := range keys {
 		names = append(names, k.Path)
 	}
-	if got := strings.Join(names, " "); got != "api/authority.key api/authority.pem gateway/acme/certificates/ca/a.test/a.test.key" {
+	if got := strings.Join(names, " "); got != "api/authority.key api/authority.pem gateway/acme/certificates/ca/a.test/a.test.key sign/image/0123.pem sign/image/keys.json" {
 		t.Errorf("keys %s", got)
 	}
 	check(t, os.WriteFile(filepath.Join(acme, "large"), make([]byte, maxKeyFile+1), 0o600))

@@ -22,6 +22,8 @@ type inputs struct {
 	Context    []kiln.TreeEntry       `json:"context,omitempty"`
 	Bases      map[string]kiln.Digest `json:"bases,omitempty"` // by the name that FROM uses
 	Packages   []kiln.LockedPackage   `json:"packages,omitempty"`
+
+	urls map[kiln.Digest]string // of the packages: no part of the inputs
 }
 
 func (in inputs) digest() kiln.Digest { return kiln.DigestJSON(in) }
@@ -51,7 +53,7 @@ func debianInputs(image kiln.Image, packages []kiln.LockedPackage) inputs {
 	d := *image.Debian
 	d.Mirror = ""
 	image.Name, image.Debian = "", &d
-	return inputs{Format: format, Epoch: Epoch, Image: image, Packages: contents(packages)}
+	return inputs{Format: format, Epoch: Epoch, Image: image, Packages: contents(packages), urls: urlsOf(packages)}
 }
 
 func contents(packages []kiln.LockedPackage) []kiln.LockedPackage {

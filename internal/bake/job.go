@@ -187,7 +187,7 @@ func (j *job) known(ctx context.Context, image kiln.Image, in inputs) (kiln.Bake
 	}
 	return kiln.Baked{
 		Name: image.Name, Platform: image.Platform,
-		Manifest: manifest, Size: size, Inputs: key, Cached: true, Debs: files,
+		Manifest: manifest, Size: size, Inputs: key, Cached: true, Debs: files, Materials: in.materials(image),
 	}, true
 }
 
@@ -244,7 +244,7 @@ func (j *job) record(ctx context.Context, image kiln.Image, in inputs, manifest 
 	if err := j.b.index.add(image.Name, in, manifest); err != nil {
 		return kiln.Baked{}, err
 	}
-	return kiln.Baked{Manifest: manifest, Size: size, Inputs: in.digest(), Debs: debs(in.Packages)}, nil
+	return kiln.Baked{Manifest: manifest, Size: size, Inputs: in.digest(), Debs: debs(in.Packages), Materials: in.materials(image)}, nil
 }
 
 func debs(packages []kiln.LockedPackage) []kiln.Digest {
@@ -322,7 +322,7 @@ func (j *job) lookupReference(ctx context.Context, image kiln.Image, in inputs) 
 	if !ok {
 		return kiln.Baked{}, image.Reference + " is not in the store yet", nil
 	}
-	return kiln.Baked{Name: image.Name, Platform: image.Platform, Manifest: manifest, Size: size, Inputs: in.digest(), Cached: true}, "", nil
+	return kiln.Baked{Name: image.Name, Platform: image.Platform, Manifest: manifest, Size: size, Inputs: in.digest(), Cached: true, Materials: in.materials(image)}, "", nil
 }
 
 // lookupInputs gathers an image's inputs without a network, or says why it

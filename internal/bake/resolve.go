@@ -27,7 +27,8 @@ func (j *job) reference(ctx context.Context, image kiln.Image) (kiln.Baked, erro
 	if !ok {
 		return kiln.Baked{}, kiln.Errorf(kiln.CodeInternal, "", "image %q: the store lacks a part of %s after its pull", image.Name, d)
 	}
-	return kiln.Baked{Manifest: d, Size: size, Inputs: referenceInputs(image, d).digest(), Cached: cached}, nil
+	in := referenceInputs(image, d)
+	return kiln.Baked{Manifest: d, Size: size, Inputs: in.digest(), Cached: cached, Materials: in.materials(image)}, nil
 }
 
 func referenceInputs(image kiln.Image, manifest kiln.Digest) inputs {

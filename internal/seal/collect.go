@@ -140,7 +140,7 @@ func (s *Sealer) Keys(images []kiln.Digest) ([]Key, error) {
 		return nil, fmt.Errorf("list seals: %w", err)
 	}
 	return slices.DeleteFunc(all, func(key Key) bool {
-		r, err := s.load(key)
+		r, _, _, err := s.read(key)
 		return err != nil || !slices.Contains(images, r.Image)
 	}), nil
 }

@@ -99,7 +99,7 @@ func (s *Sealer) verify(ctx context.Context, key Key, r record, f *os.File) (rec
 	case r.Seal == "":
 		r.Seal, r.Size = digest, size
 		s.opt.Log.InfoContext(ctx, "image is sealed", "image", string(r.Image), "seal", string(digest), "bytes", size)
-		return r, s.save(key, r)
+		return r, s.save(ctx, key, r)
 	case digest != r.Seal || size != r.Size:
 		return r, fmt.Errorf("%w: it has the digest %s", errDamaged, digest)
 	default:

@@ -1,9 +1,12 @@
 package seal
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,31 +51,80 @@ func (s *Sealer) mountRecordPath(key Key) string {
 	return filepath.Join(s.opt.MountDir, string(key)+mountSuffix)
 }
 
-// load reads a record and checks that it belongs to its key.
-func (s *Sealer) load(key Key) (record, error) {
-	var r record
-	b, err := os.ReadFile(s.recordPath(key))
-	if err != nil {
+// errUnsigned is a record that this machine did not sign as it is.
+var errUnsigned = errors.New("the record is not signed by this machine")
+
+// maxRecord bounds a record's file in bytes. Most of it is the image's config.
+const maxRecord = 32 << 20
+
+// load reads the record that a file is mounted by, and checks that it was
+// signed here.
+func (s *Sealer) load(ctx context.Context, key Key) (record, error) {
+	r, payload, signature, err := s.read(key)
+	if err != nil || s.opt.Signer == nil {
 		return r, err
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
-		return r, fmt.Errorf("read %s: %w", s.recordPath(key), err)
+	if len(signature) == 0 {
+		return r, errUnsigned
 	}
-	if _, err := kiln.ParseDigest(string(r.Seal)); err != nil {
-		return r, fmt.Errorf("read %s: %w", s.recordPath(key), err)
-	}
-	if r.Format != formatVersion || keyOf(r.Image, r.Points) != key {
-		return r, fmt.Errorf("read %s: it belongs to something else", s.recordPath(key))
+	if err := s.opt.Signer.Check(ctx, payload, signature); err != nil {
+		return r, fmt.Errorf("%w: %w", errUnsigned, err)
 	}
 	return r, nil
 }
 
-func (s *Sealer) save(key Key, r record) error {
-	b, err := json.Marshal(r)
-	if err == nil {
-		err = durable.Write(s.recordPath(key), b, 0o600)
-	}
+// read reads a record as it is, checks that it belongs to its key, and returns
+// the bytes that are signed. The file's first line is the record, the second
+// the signature in base64, which a record of an earlier version has not.
+func (s *Sealer) read(key Key) (r record, payload, signature []byte, err error) {
+	path := s.recordPath(key)
+	b, err := readBounded(path)
 	if err != nil {
+		return r, nil, nil, err
+	}
+	payload, line, _ := bytes.Cut(b, []byte("\n"))
+	if err := json.Unmarshal(payload, &r); err != nil {
+		return r, nil, nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if _, err := kiln.ParseDigest(string(r.Seal)); err != nil {
+		return r, nil, nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if r.Format != formatVersion || keyOf(r.Image, r.Points) != key {
+		return r, nil, nil, fmt.Errorf("read %s: it belongs to something else", path)
+	}
+	if signature, err = base64.StdEncoding.Strict().DecodeString(string(line)); err != nil {
+		return r, nil, nil, fmt.Errorf("read %s: its signature: %w", path, err)
+	}
+	return r, payload, signature, nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err == nil && len(b) > maxRecord {
+		err = fmt.Errorf("read %s: it is larger than %d bytes", path, maxRecord)
+	}
+	return b, err
+}
+
+// save signs and writes the record of a file that was just sealed.
+func (s *Sealer) save(ctx context.Context, key Key, r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("record seal: %w", err)
+	}
+	if s.opt.Signer != nil {
+		signature, err := s.opt.Signer.Sign(ctx, b)
+		if err != nil {
+			return fmt.Errorf("record seal: %w", err)
+		}
+		b = append(b, "\n"+base64.StdEncoding.EncodeToString(signature)...)
+	}
+	if err := durable.Write(s.recordPath(key), b, 0o600); err != nil {
 		return fmt.Errorf("record seal: %w", err)
 	}
 	return nil

@@ -18,14 +18,18 @@
 // nosuid.
 //
 // A sealed file is hashed once, just before it is mounted and through the
-// same open file, and is made immutable where the file system can. Nothing
-// here ever writes to a mounted file.
+// same open file, and is made immutable where the file system can. The digest
+// that it must have is in a record that this machine signed; a file whose record
+// has no valid signature, or that has another digest, is not mounted but sealed
+// again from the image, whose layers are verified. Nothing here ever writes to a
+// mounted file.
 package seal
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -56,6 +60,13 @@ type Store interface {
 	Verify(context.Context, kiln.Digest) error
 }
 
+// Signer signs the records of sealed files and checks what it signed. Nobody but
+// this machine may make a signature that Check accepts.
+type Signer interface {
+	Sign(ctx context.Context, payload []byte) (signature []byte, err error)
+	Check(ctx context.Context, payload, signature []byte) error
+}
+
 // Options are what a Sealer works with.
 type Options struct {
 	Dir      string // of the sealed files; on a disk with room for them twice
@@ -66,6 +77,10 @@ type Options struct {
 	// Sealed is told of every root file system that was sealed, or was not; nil
 	// tells nobody.
 	Sealed func(took time.Duration, err error)
+	// Signer signs the record of a sealed file, and a file without a signed
+	// record is sealed again instead of mounted. With nil records are neither
+	// signed nor checked.
+	Signer Signer
 	// Worker does a Task, so that what reads layers has no privileges. Without
 	// it this process reads them.
 	Worker confine.Program
@@ -275,12 +290,17 @@ func (s *Sealer) make(ctx context.Context, key Key, manifest kiln.Digest, points
 	case <-ctx.Done():
 		return Root{}, ctx.Err()
 	}
-	if r, err := s.load(key); err == nil {
+	if r, err := s.load(ctx, key); err == nil {
 		root, err := s.mount(ctx, key, r)
 		if !errors.Is(err, errDamaged) {
 			return root, err
 		}
-		s.opt.Log.WarnContext(ctx, "sealed image is damaged and is made again", "key", string(key), "error", err)
+		s.opt.Log.WarnContext(ctx, "sealed image is damaged and is made again", "key", string(key), "image", string(manifest), "error", err)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		s.opt.Log.WarnContext(ctx, "record of a sealed image is not believed, and the image is sealed again", "key", string(key), "image", string(manifest), "error", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return Root{}, err
 	}
 	if err := s.discard(key); err != nil {
 		return Root{}, err

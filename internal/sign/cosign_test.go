@@ -1,0 +1,98 @@
+package sign
+
+import (
+	"encoding/json"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnproject/kiln"
+)
+
+// raw is a manifest as it is.
+type raw struct {
+	b  []byte
+	at types.MediaType
+}
+
+func (r raw) RawManifest() ([]byte, error)        { return r.b, nil }
+func (r raw) MediaType() (types.MediaType, error) { return r.at, nil }
+
+// serve serves a shelf by a registry: its image, what refers to it, and the
+// older signature's tag.
+func serve(t *testing.T, store *shelf, image kiln.Digest) (ref string) {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true)))
+	t.Cleanup(server.Close)
+	repo, err := name.NewRepository(strings.TrimPrefix(server.URL, "http://")+"/app", name.Insecure)
+	check(t, err)
+	push := func(d kiln.Digest, to name.Reference) {
+		m, err := store.Manifest(t.Context(), d)
+		check(t, err)
+		for _, blob := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
+			check(t, remote.WriteLayer(repo, static.NewLayer(store.blobs[kiln.Digest(blob.Digest)], types.MediaType(blob.MediaType))))
+		}
+		check(t, remote.Put(to, raw{store.blobs[d], types.OCIManifestSchema1}))
+	}
+	push(image, repo.Digest(string(image)))
+	for _, d := range store.referrers[image] {
+		push(kiln.Digest(d.Digest), repo.Digest(string(d.Digest)))
+		if d.ArtifactType == SimpleType {
+			push(kiln.Digest(d.Digest), repo.Tag(SignatureTag(image)))
+		}
+	}
+	return repo.Digest(string(image)).String()
+}
+
+// TestCosignAccepts runs the real cosign, both ways in which it verifies.
+func TestCosignAccepts(t *testing.T) {
+	cosign, err := exec.LookPath("cosign")
+	if err != nil {
+		t.Skip("cosign is not installed")
+	}
+	store := newShelf()
+	s, stranger := open(t, Options{Store: store}), open(t, Options{Store: store})
+	image := store.image(t, "a")
+	check(t, s.SignImage(t.Context(), image))
+	_, err = s.Attest(t.Context(), image, PredicateCycloneDX, json.RawMessage(`{"bomFormat":"CycloneDX","specVersion":"1.6","version":1}`))
+	check(t, err)
+	_, err = s.AttestProvenance(t.Context(), build(image))
+	check(t, err)
+	_, err = s.AttestVerdict(t.Context(), kiln.Verdict{Image: image, Outcome: kiln.OutcomePass})
+	check(t, err)
+	dir := t.TempDir()
+	mine, others := filepath.Join(dir, "kiln.pub"), filepath.Join(dir, "others.pub")
+	check(t, os.WriteFile(mine, []byte(s.PublicKey()), 0o600))
+	check(t, os.WriteFile(others, []byte(stranger.PublicKey()), 0o600))
+	ref := serve(t, store, image)
+	run := func(key string, args ...string) ([]byte, error) {
+		args = append(args, "--key", key, "--insecure-ignore-tlog=true", "--allow-http-registry", ref)
+		cmd := exec.CommandContext(t.Context(), cosign, args...)
+		cmd.Env = append(os.Environ(), "HOME="+dir)
+		return cmd.CombinedOutput()
+	}
+	for what, args := range map[string][]string{
+		"bundle":     {"verify", "--new-bundle-format"},
+		"older form": {"verify", "--new-bundle-format=false"},
+		"provenance": {"verify-attestation", "--new-bundle-format", "--type", "slsaprovenance1"},
+		"inventory":  {"verify-attestation", "--new-bundle-format", "--type", "cyclonedx"},
+		"verdict":    {"verify-attestation", "--new-bundle-format", "--type", string(PredicateVerdict)},
+	} {
+		if out, err := run(mine, args...); err != nil {
+			t.Errorf("%s: %v\n%s", what, err, out)
+		}
+		if out, err := run(others, args...); err == nil {
+			t.Errorf("%s: another key is accepted\n%s", what, out)
+		}
+	}
+}
