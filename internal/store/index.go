@@ -57,6 +57,9 @@ func (s *Store) Tag(ctx context.Context, desc ocispec.Descriptor, name string, a
 		}
 		desc.Annotations[ocispec.AnnotationRefName] = name
 	}
+	if err := s.link(kiln.Digest(desc.Digest)); err != nil {
+		return fmt.Errorf("tag %s: %w", name, err)
+	}
 	return s.updateIndex(ctx, func(index *ocispec.Index) bool { return setEntry(index, desc) })
 }
 
