@@ -129,6 +129,13 @@ func (c *collection) choose() error {
 		}
 	}
 	c.freed.Missing = needed.missing
+	for _, e := range c.index.Manifests {
+		if pushed(e) {
+			if err := needed.optional(kiln.Digest(e.Digest)); err != nil {
+				return err
+			}
+		}
+	}
 	cutoff := c.store.now().Add(-c.keep.Grace)
 	for _, e := range c.index.Manifests {
 		d := kiln.Digest(e.Digest)

@@ -43,6 +43,8 @@ type Store struct {
 	dir string
 	now func() time.Time
 
+	shelf shelf
+
 	mu   sync.Mutex
 	pins map[kiln.Digest]int
 }
