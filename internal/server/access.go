@@ -176,6 +176,15 @@ func (a *Access) enter(ctx context.Context, from netip.Addr, authorization strin
 	return caller{}, problem
 }
 
+// challenge is for one who says not yet who he is, which is how clients of
+// registries begin. It is always an error.
+func (a *Access) challenge(from netip.Addr) error {
+	if !a.address(from).limit.Allow() {
+		return busy(time.Second, "too many requests from %s: at most %d a second", from, addressRate)
+	}
+	return unauthenticated("the registry needs a token: log in with any user name and the token as the password", "")
+}
+
 // login finds the token that a header carries.
 func (a *Access) login(authorization string) (kiln.Token, *denial) {
 	const hint = "set KILN_TOKEN, or name a file with --token-file; kiln token create makes a token"
