@@ -42,13 +42,12 @@ func (l loose) has(repository string, d kiln.Digest, since time.Time) bool {
 	return err == nil && info.ModTime().After(since)
 }
 
-// remove reports whether it was listed.
-func (l loose) remove(repository string, d kiln.Digest) (bool, error) {
-	err := os.Remove(l.path(repository, d))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// remove forgets a blob. One that is not listed is no error.
+func (l loose) remove(repository string, d kiln.Digest) error {
+	if err := os.Remove(l.path(repository, d)); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err == nil, err
+	return nil
 }
 
 // sweep forgets what was pushed before a time.
@@ -109,22 +108,28 @@ func (q *request) getBlob() error {
 	return nil
 }
 
-// deleteBlob takes a blob out of a repository that no manifest there refers to.
-// The store gives its bytes up when it collects.
+// deleteBlob forgets that a blob was pushed to a repository. One that a manifest
+// there refers to can be read until the manifest is deleted, too. The store
+// gives its bytes up when it collects.
 func (q *request) deleteBlob() error {
 	f, d, err := q.blob()
 	if err != nil {
 		return err
 	}
 	_ = f.Close()
-	used, err := q.g.refersTo(q.Context(), q.repository, d)
+	own, err := q.g.Store.Manifests(q.Context(), q.repository)
 	if err != nil {
 		return err
 	}
-	if used {
-		return &failure{http.StatusMethodNotAllowed, "UNSUPPORTED", "a manifest of the repository refers to the blob: delete the manifest"}
+	for m := range own {
+		if !q.g.has(q.Context(), m, d) {
+			continue
+		}
+		if err := q.deletable(m); err != nil {
+			return err
+		}
 	}
-	if _, err := q.g.loose.remove(q.repository, d); err != nil {
+	if err := q.g.loose.remove(q.repository, d); err != nil {
 		return err
 	}
 	return q.done(http.StatusAccepted)

@@ -40,6 +40,9 @@ func (q *request) find() (kiln.Digest, error) {
 		}
 		return "", unknown
 	}
+	if !strings.Contains(q.reference, ":") {
+		return "", unknown // neither a tag nor a digest
+	}
 	d, err := digestOf(q.reference)
 	if err != nil {
 		return "", err

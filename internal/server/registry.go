@@ -81,21 +81,17 @@ func (a *api) registry(next http.Handler) http.Handler {
 }
 
 // visitor says who calls the registry. Clients send a token as the password of
-// HTTP Basic, with any user name, and ask first without one: that is no login
-// that failed.
+// HTTP Basic, with any user name.
 func (a *api) visitor(r *http.Request) (caller, error) {
 	from, ok := remoteOf(r.Context())
 	if !ok {
 		return a.identify(r)
 	}
 	authorization := r.Header.Get("Authorization")
-	if authorization == "" {
-		return caller{}, a.Access.challenge(from)
-	}
 	if _, password, ok := r.BasicAuth(); ok {
 		authorization = "Bearer " + password
 	}
-	return a.Access.enter(r.Context(), from, authorization)
+	return a.Access.visit(r.Context(), from, authorization)
 }
 
 // refuseVisitor answers as a registry does, and does not wait for the body.
