@@ -18,7 +18,8 @@ const module = "github.com/kilnproject/kiln"
 // to the other as a small interface.
 func adapters() []string {
 	return []string{
-		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold", "backup", "scan", "sign", "kube", "metrics", "tracing", "notify", "prove",
+		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold",
+		"backup", "scan", "advisory", "lint", "scanner", "sign", "prove", "registry", "kube", "metrics", "tracing", "notify",
 	}
 }
 

@@ -72,9 +72,14 @@ func (b baker) tag(ctx context.Context, name string, one kiln.Baked) error {
 	if mediaType == "" {
 		mediaType = ocispec.MediaTypeImageManifest
 	}
-	return b.store.Tag(ctx, ocispec.Descriptor{
+	err = b.store.Tag(ctx, ocispec.Descriptor{
 		MediaType: mediaType, Digest: digest.Digest(one.Manifest), Size: int64(len(document)),
 	}, name, nil)
+	if err != nil {
+		return err
+	}
+	// In the registry it stays by its digest when another has the name.
+	return b.store.Shelve(ctx, name, one.Manifest)
 }
 
 // images gives the engine sealed roots.

@@ -27,6 +27,7 @@ import (
 	"github.com/kilnproject/kiln/internal/metrics"
 	"github.com/kilnproject/kiln/internal/notify"
 	"github.com/kilnproject/kiln/internal/probe"
+	"github.com/kilnproject/kiln/internal/registry"
 	"github.com/kilnproject/kiln/internal/seal"
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/store"
@@ -99,18 +100,19 @@ type plane struct {
 	program string          // the kiln executable
 	workers confine.Program // for what needs no privileges
 
-	reserve *reserve
-	ledger  *ledger.Ledger
-	store   *store.Store
-	sealer  *seal.Sealer
-	groups  groups
-	keeper  *keeper
-	keep    *keep.Client
-	gateway *gateway.Client
-	engine  *local.Engine
-	baker   *bake.Baker
-	control *control.Control
-	closers []func() error
+	reserve  *reserve
+	ledger   *ledger.Ledger
+	store    *store.Store
+	sealer   *seal.Sealer
+	groups   groups
+	keeper   *keeper
+	keep     *keep.Client
+	gateway  *gateway.Client
+	engine   *local.Engine
+	baker    *bake.Baker
+	control  *control.Control
+	registry *registry.Registry
+	closers  []func() error
 	// stopping is true once the keeper was told to end.
 	stopping atomic.Bool
 }
@@ -142,7 +144,7 @@ func (p *plane) assemble(ctx context.Context) error {
 		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
 	})
 	p.openNotifier()
-	return nil
+	return p.openRegistry()
 }
 
 // close closes what was opened, the last first.
@@ -241,7 +243,7 @@ func (p *plane) api(end func()) server.Options {
 		Control: p.control, Ledger: p.ledger, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
 		Settings: p.view, Reload: p.reload, Backup: p.backup,
-		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify,
+		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify, Registry: p.registry,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
 				return err
@@ -274,6 +276,7 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 	group.Go(func() error { return p.notifier.Run(ctx) })
 	group.Go(func() error { p.ledger.Tend(ctx, p.history.care(p.log)); return nil })
 	group.Go(func() error { return p.reloadOnSignal(ctx, again) })
+	group.Go(func() error { return p.registry.Run(ctx) })
 	group.Go(func() error { return p.remote.Run(ctx) })
 	group.Go(func() error { return boundLogs(ctx, p.log, logEvery, p.dir("kilnd.log"), p.dir("keep.log")) })
 	group.Go(func() error { return p.engine.Serve(ctx) })

@@ -148,3 +148,12 @@ func (k Keep) with(r kiln.Release, running bool) Keep {
 	}
 	return k
 }
+
+// Needs says whether a release that is kept needs a bundle or an image.
+func (c *Control) Needs(ctx context.Context, d kiln.Digest) (bool, error) {
+	k, err := c.keep(ctx, keptReleases)
+	if err != nil {
+		return false, err
+	}
+	return slices.Contains(k.Bundles, d) || slices.Contains(k.Images, d), nil
+}

@@ -29,6 +29,11 @@ const (
 	addressRate  = 100 // requests a second of one address, before anybody is known
 	addressBurst = 400
 
+	// A client of the registry makes a few requests for each layer, of many
+	// images at once: of one token or address it may be so many.
+	registryRate  = 1000
+	registryBurst = 5000
+
 	// A login that fails is answered late: the first few of an address after a
 	// moment, then one each failEvery. What would wait longer than failLimit is
 	// told to come again.
@@ -50,6 +55,8 @@ type caller struct {
 	role  kiln.Role
 	reach kiln.Reach
 	token *kiln.Token // nil for one who came over the Unix socket
+	// images is true for one who came to the registry.
+	images bool
 }
 
 // Access decides who may use the API over TCP. Its methods may be called at
@@ -68,6 +75,7 @@ type Access struct {
 // holder is what is known of a token in use.
 type holder struct {
 	limit   *rate.Limiter
+	images  *rate.Limiter // of the registry
 	running map[*visit]struct{}
 }
 
@@ -80,6 +88,7 @@ type visit struct {
 // address is what is known of where requests come from.
 type address struct {
 	limit  *rate.Limiter
+	images *rate.Limiter // of the registry
 	failed *rate.Limiter
 }
 
@@ -150,12 +159,32 @@ func busy(after time.Duration, format string, args ...any) *denial {
 	}
 }
 
-// enter says who makes a request, or why nobody may. One who fails waits.
+// enter says who makes a request, or why nobody may.
 func (a *Access) enter(ctx context.Context, from netip.Addr, authorization string) (caller, error) {
 	known := a.address(from)
 	if !known.limit.Allow() {
 		return caller{}, busy(time.Second, "too many requests from %s: at most %d a second", from, addressRate)
 	}
+	return a.known(ctx, known, from, authorization)
+}
+
+// visit is enter for the registry. Its clients begin without saying who they
+// are, and that is no login that failed.
+func (a *Access) visit(ctx context.Context, from netip.Addr, authorization string) (caller, error) {
+	known := a.address(from)
+	switch {
+	case !known.images.Allow():
+		return caller{}, busy(time.Second, "too many requests from %s: at most %d a second", from, registryRate)
+	case authorization == "":
+		return caller{}, unauthenticated("the registry needs a token: log in with any user name and the token as the password", "")
+	}
+	c, err := a.known(ctx, known, from, authorization)
+	c.images = true
+	return c, err
+}
+
+// known finds out who makes a request. One who fails waits.
+func (a *Access) known(ctx context.Context, known *address, from netip.Addr, authorization string) (caller, error) {
 	token, problem := a.login(authorization)
 	if problem == nil {
 		return caller{actor: "token:" + token.Name, role: token.Role, reach: token.Reach, token: &token}, nil
@@ -216,14 +245,20 @@ func (a *Access) begin(ctx context.Context, c caller) (within context.Context, e
 	}
 	h := a.holders[c.token.Digest]
 	if h == nil {
-		h = &holder{limit: rate.NewLimiter(tokenRate, tokenBurst), running: map[*visit]struct{}{}}
+		h = &holder{
+			limit: rate.NewLimiter(tokenRate, tokenBurst), images: rate.NewLimiter(registryRate, registryBurst), running: map[*visit]struct{}{},
+		}
 		a.holders[c.token.Digest] = h
+	}
+	limit, most := h.limit, tokenRate
+	if c.images {
+		limit, most = h.images, registryRate
 	}
 	switch {
 	case len(h.running) >= tokenAtOnce:
 		return nil, nil, busy(time.Second, "%d requests of token %s run already", tokenAtOnce, c.token.Name)
-	case !h.limit.Allow():
-		return nil, nil, busy(time.Second, "too many requests of token %s: at most %d a second", c.token.Name, tokenRate)
+	case !limit.Allow():
+		return nil, nil, busy(time.Second, "too many requests of token %s: at most %d a second", c.token.Name, most)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := func() {}
@@ -253,6 +288,7 @@ func (a *Access) address(from netip.Addr) *address {
 	if !ok {
 		known = &address{
 			limit:  rate.NewLimiter(addressRate, addressBurst),
+			images: rate.NewLimiter(registryRate, registryBurst),
 			failed: rate.NewLimiter(rate.Every(failEvery), failBurst),
 		}
 		a.addresses.Add(key, known)

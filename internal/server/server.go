@@ -55,6 +55,9 @@ type Options struct {
 	// Answered is told of every answer: by the route's pattern, "other" for a
 	// path that is none, its status, and how long it took. Nil tells nobody.
 	Answered func(method, route string, code int, took time.Duration)
+	// Registry serves images below /v2/ to callers whom MayUseRegistry knows; nil
+	// when there is none.
+	Registry http.Handler
 	// NotifyTest sends a test event to one receiver, or to all for ""; nil when
 	// there are none.
 	NotifyTest func(ctx context.Context, name, actor string) ([]NotifyResult, error)
@@ -84,6 +87,9 @@ func New(options Options) http.Handler {
 	mux := http.NewServeMux()
 	for _, r := range a.routes() {
 		mux.Handle(r.method+" "+r.path, a.counted(r.method, r.path, a.enter(r.role, r.handle)))
+	}
+	if a.Registry != nil {
+		mux.Handle(registryPath, a.counted("other", registryPath, a.registry(a.Registry)))
 	}
 	mux.Handle("/", a.counted("other", "other", a.enter(kiln.RoleRead, func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, kiln.Errorf(kiln.CodeNotFound, "GET /v1/openapi.json lists what there is", "no %s %s", r.Method, r.URL.Path))

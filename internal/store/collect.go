@@ -50,10 +50,14 @@ type Freed struct {
 
 // Collect removes what neither Keep, a Pin nor a recent use protects. It may
 // be killed at any point: names go from index.json before the blobs go, and a
-// blob that something kept needs never goes. When a manifest that is to be
+// blob that something kept needs never goes. What refers to a manifest stays
+// and goes with it. When a manifest that is to be
 // kept cannot be read, nothing is removed. The next use of an image that was
 // removed must find out by Has and bake it again.
 func (s *Store) Collect(ctx context.Context, keep Keep) (Freed, error) {
+	if err := s.findReferrers(ctx); err != nil {
+		return Freed{}, fmt.Errorf("collect: %w", err)
+	}
 	lock, ok, err := s.tryLock("gc.lock", unix.LOCK_EX)
 	if err != nil || !ok {
 		return Freed{Deferred: !ok}, err
@@ -72,7 +76,7 @@ func (s *Store) Collect(ctx context.Context, keep Keep) (Freed, error) {
 	if err := c.sweep(ctx); err != nil {
 		return c.freed, fmt.Errorf("collect: %w", err)
 	}
-	return c.freed, s.sweepTemporary()
+	return c.freed, errors.Join(s.sweepReferences(c.references), s.sweepTemporary())
 }
 
 // collection is one run: what there is, and what shall go.
@@ -83,6 +87,9 @@ type collection struct {
 	blobs map[kiln.Digest]blobInfo
 	total int64
 	freed Freed
+	// references are all that there are; referrers the same, by subject.
+	references []reference
+	referrers  map[kiln.Digest][]kiln.Digest
 	// goes are the blobs to remove; drop, the entries of index.json.
 	goes []kiln.Digest
 	drop map[kiln.Digest]bool
@@ -102,6 +109,13 @@ func (c *collection) survey(ctx context.Context) error {
 	for _, b := range c.blobs {
 		c.total += b.size
 	}
+	if c.references, err = c.store.references(ctx); err != nil {
+		return err
+	}
+	c.referrers = map[kiln.Digest][]kiln.Digest{}
+	for _, r := range c.references {
+		c.referrers[r.subject] = append(c.referrers[r.subject], r.referrer)
+	}
 	c.index, err = c.store.Index(ctx)
 	return err
 }
@@ -115,6 +129,13 @@ func (c *collection) choose() error {
 		}
 	}
 	c.freed.Missing = needed.missing
+	for _, e := range c.index.Manifests {
+		if pushed(e) {
+			if err := needed.optional(kiln.Digest(e.Digest)); err != nil {
+				return err
+			}
+		}
+	}
 	cutoff := c.store.now().Add(-c.keep.Grace)
 	for _, e := range c.index.Manifests {
 		d := kiln.Digest(e.Digest)
@@ -124,7 +145,7 @@ func (c *collection) choose() error {
 			}
 		}
 	}
-	if err := needed.referrers(c.index.Manifests); err != nil {
+	if err := needed.referrers(c.referrers); err != nil {
 		return err
 	}
 	c.pick(needed, cutoff)
@@ -184,6 +205,7 @@ func (c *collection) unneeded(needed *marks) ([]cachedImage, map[kiln.Digest]int
 		own := c.store.newMarks()
 		// One that cannot be read keeps nothing but itself.
 		_ = own.root(d)
+		_ = own.referrers(c.referrers)
 		image := cachedImage{root: d, used: c.blobs[d].used}
 		for blob := range own.set {
 			if _, ok := c.blobs[blob]; ok && !needed.set[blob] {

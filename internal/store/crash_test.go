@@ -39,7 +39,10 @@ func work(dir, keep string) error {
 	t := &testing.B{}
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("garbage-%d", i%7)
-		putImage(t, s, name, fmt.Sprint(name, rand.Int()))
+		image := putImage(t, s, name, fmt.Sprint(name, rand.Int()))
+		if _, err := s.PutReferrer(ctx, image, Referrer{ArtifactType: typeSignature}); err != nil {
+			return err
+		}
 		b := s.NewBatch()
 		for j := range 5 {
 			if _, _, err := b.Put(ctx, strings.NewReader(fmt.Sprint("blob", i, j)), ""); err != nil {
@@ -70,7 +73,8 @@ func TestKilledCollections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, err := reachable(s, bundle)
+	inventory := putReferrer(t, s, image, typeInventory, "sbom")
+	kept, err := reachable(s, bundle, inventory)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +92,9 @@ func TestKilledCollections(t *testing.T) {
 		if _, err := s.Bundle(t.Context(), bundle); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
+		if got := referrers(t, s, image, ""); len(got) != 1 || got[0] != inventory {
+			t.Fatalf("round %d: referrers %v", round, got)
+		}
 	}
 	checkIndexedBlobs(t, s)
 	age(t, s, 2*abandoned)
@@ -100,6 +107,9 @@ func TestKilledCollections(t *testing.T) {
 	left, err := s.blobs(t.Context())
 	if err != nil || len(left) != len(kept) {
 		t.Errorf("after the last collection %d blobs are left, want %d, %v", len(left), len(kept), err)
+	}
+	if refs, err := s.references(t.Context()); err != nil || len(refs) != 1 {
+		t.Errorf("references are left: %v, %v", refs, err)
 	}
 	if temp, _ := os.ReadDir(filepath.Join(s.dir, "tmp")); len(temp) != 0 {
 		t.Errorf("%d temporary files are left", len(temp))
@@ -133,11 +143,13 @@ func kill(t *testing.T, dir string, keep kiln.Digest, after time.Duration) {
 	}
 }
 
-// reachable lists what a collection that keeps d must not touch.
-func reachable(s *Store, d kiln.Digest) ([]kiln.Digest, error) {
+// reachable lists what a collection that keeps the roots must not touch.
+func reachable(s *Store, roots ...kiln.Digest) ([]kiln.Digest, error) {
 	m := s.newMarks()
-	if err := m.root(d); err != nil {
-		return nil, err
+	for _, d := range roots {
+		if err := m.root(d); err != nil {
+			return nil, err
+		}
 	}
 	all := make([]kiln.Digest, 0, len(m.set))
 	for d := range m.set {

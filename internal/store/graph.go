@@ -117,25 +117,19 @@ func (m *marks) bundle(b kiln.Bundle) error {
 	return nil
 }
 
-// referrers marks those of the entries whose subject is marked, until there
-// are no more (signatures, inventories).
-func (m *marks) referrers(entries []ocispec.Descriptor) error {
-	subjects := map[kiln.Digest]kiln.Digest{}
-	for _, e := range entries {
-		d := kiln.Digest(e.Digest)
-		doc, err := m.store.parse(d)
-		if err == nil && doc.Subject != nil {
-			subjects[d] = kiln.Digest(doc.Subject.Digest)
-		}
-	}
-	for grown := true; grown; {
-		grown = false
-		for d, subject := range subjects {
-			if m.set[subject] && !m.set[d] {
-				if err := m.root(d); err != nil {
+// referrers marks those whose subject is marked, until there are no more
+// (signatures, inventories, signatures of inventories).
+func (m *marks) referrers(all map[kiln.Digest][]kiln.Digest) error {
+	for before := -1; before != len(m.set); {
+		before = len(m.set)
+		for subject, referrers := range all {
+			if !m.set[subject] {
+				continue
+			}
+			for _, d := range referrers {
+				if err := m.optional(d); err != nil {
 					return err
 				}
-				grown = true
 			}
 		}
 	}

@@ -57,18 +57,22 @@ func (s *Store) Tag(ctx context.Context, desc ocispec.Descriptor, name string, a
 		}
 		desc.Annotations[ocispec.AnnotationRefName] = name
 	}
+	if err := s.link(kiln.Digest(desc.Digest)); err != nil {
+		return fmt.Errorf("tag %s: %w", name, err)
+	}
 	return s.updateIndex(ctx, func(index *ocispec.Index) bool { return setEntry(index, desc) })
 }
 
 // setEntry puts desc in the place of the entry with its name, or without a
-// name of the entry with its digest and no name. It reports a change.
+// name of the entry with its digest, its repository and no name. It reports a
+// change.
 func setEntry(index *ocispec.Index, desc ocispec.Descriptor) bool {
 	name := desc.Annotations[ocispec.AnnotationRefName]
 	same := func(d ocispec.Descriptor) bool {
 		if d.Annotations[ocispec.AnnotationRefName] != name {
 			return false
 		}
-		return name != "" || d.Digest == desc.Digest
+		return name != "" || d.Digest == desc.Digest && d.Annotations[AnnotationRepository] == desc.Annotations[AnnotationRepository]
 	}
 	i := slices.IndexFunc(index.Manifests, same)
 	if i < 0 {

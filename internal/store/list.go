@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,8 +55,24 @@ func (s *Store) List(ctx context.Context) ([]Listed, []byte, error) {
 // them, such as a backup.
 func (s *Store) Peek(d kiln.Digest) (*os.File, error) { return s.openQuietly(d) }
 
+// ofReferrers adds the blobs of what refers to a manifest.
+func (s *Store) ofReferrers(subject kiln.Digest, out map[kiln.Digest]bool) error {
+	all, err := s.referrersOf(subject)
+	if err != nil {
+		return err
+	}
+	own := s.newMarks()
+	for _, d := range all {
+		if err := own.optional(d); err != nil {
+			return err
+		}
+	}
+	maps.Copy(out, own.set)
+	return nil
+}
+
 // ofBundles are the blobs of the bundles among some entries: manifest, config,
-// and the files of the definition.
+// the files of the definition, and what refers to the bundle.
 func (s *Store) ofBundles(entries []ocispec.Descriptor) (map[kiln.Digest]bool, error) {
 	out := map[kiln.Digest]bool{}
 	for _, e := range entries {
@@ -72,6 +89,9 @@ func (s *Store) ofBundles(entries []ocispec.Descriptor) (map[kiln.Digest]bool, e
 		out[kiln.Digest(e.Digest)], out[kiln.Digest(doc.Config.Digest)] = true, true
 		for _, l := range doc.Layers {
 			out[kiln.Digest(l.Digest)] = true
+		}
+		if err := s.ofReferrers(kiln.Digest(e.Digest), out); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil

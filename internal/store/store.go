@@ -13,7 +13,8 @@
 //
 // The folder also holds what the layout's specification leaves free: tmp/
 // (blobs being written), ingest/ (containerd's, when its local content store
-// works over the same folder), index.lock and gc.lock.
+// works over the same folder), referrers/ (which manifests refer to which),
+// index.lock and gc.lock.
 package store
 
 import (
@@ -42,6 +43,8 @@ type Store struct {
 	dir string
 	now func() time.Time
 
+	shelf shelf
+
 	mu   sync.Mutex
 	pins map[kiln.Digest]int
 }
@@ -60,6 +63,9 @@ func Open(dir string) (*Store, error) {
 	s := &Store{dir: dir, now: time.Now, pins: map[kiln.Digest]int{}}
 	if err := s.checkLayout(); err != nil {
 		return nil, err
+	}
+	if err := s.findReferrers(context.Background()); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	return s, nil
 }
