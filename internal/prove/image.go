@@ -186,14 +186,12 @@ func (p *Prover) attest(ctx context.Context, image kiln.Image, baked kiln.Baked,
 	if err := p.opt.Signer.Sign(ctx, baked.Manifest); err != nil {
 		return err
 	}
-	first := map[string]func() (any, error){
-		TypeSBOM:       func() (any, error) { return p.opt.Inspector.SBOM(seen.Inventory) },
-		TypeProvenance: func() (any, error) { return p.opt.Signer.Provenance(image, baked, r), nil },
+	if err := p.opt.Signer.AttestOrigin(ctx, image, baked, r); err != nil {
+		return err
 	}
-	for _, predicateType := range slices.Sorted(maps.Keys(first)) {
-		if err := p.attestOnce(ctx, baked.Manifest, predicateType, first[predicateType]); err != nil {
-			return err
-		}
+	sbom := func() (any, error) { return p.opt.Inspector.SBOM(seen.Inventory) }
+	if err := p.attestOnce(ctx, baked.Manifest, TypeSBOM, sbom); err != nil {
+		return err
 	}
 	return p.record(ctx, v)
 }

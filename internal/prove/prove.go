@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,7 +27,6 @@ const (
 	TypeInspection = "https://kiln.dev/inspection/v1" // an Inspection
 	TypeVerdict    = "https://kiln.dev/verdict/v1"    // a kiln.Verdict
 	TypeSBOM       = "https://cyclonedx.org/bom"
-	TypeProvenance = "https://slsa.dev/provenance/v1"
 )
 
 // Inspection is what was seen in an image: once per image and what it was made
@@ -78,10 +78,11 @@ type Signer interface {
 	// Verify says why a manifest is not signed by a trusted key; nil when it is.
 	Verify(ctx context.Context, manifest kiln.Digest) error
 	// Statements returns what was attested of a manifest with a type, by trusted
-	// keys only, the newest last.
+	// keys only.
 	Statements(ctx context.Context, manifest kiln.Digest, predicateType string) ([]json.RawMessage, error)
-	// Provenance says where an image came from, in SLSA's form.
-	Provenance(image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) any
+	// AttestOrigin keeps a signed statement of where an image came from, when it
+	// is first baked of its inputs.
+	AttestOrigin(ctx context.Context, image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) error
 }
 
 // Judge is a gate: it has no I/O.
@@ -182,7 +183,9 @@ func (p *Prover) Verdicts(ctx context.Context, image kiln.Digest) ([]kiln.Verdic
 	if err != nil {
 		return nil, err
 	}
-	return decode[kiln.Verdict](raw)
+	out, err := decode[kiln.Verdict](raw)
+	slices.SortStableFunc(out, func(x, y kiln.Verdict) int { return x.At.Compare(y.At) })
+	return out, err
 }
 
 // Inventory returns the inventory that was made of an image. The error matches
