@@ -90,6 +90,16 @@ func TestSeverity(t *testing.T) {
 	}
 }
 
+// TestEmptyGate says that what is not said is judged strictly, and that the
+// verdict tells how.
+func TestEmptyGate(t *testing.T) {
+	v := gate.Judge(kiln.Gate{}, evidence(net(kiln.SeverityMedium)), now)
+	want(t, v, kiln.OutcomePass)
+	if diff := cmp.Diff(kiln.Gate{FailOn: kiln.SeverityHigh, Unknown: kiln.PolicyFail, NoDatabase: kiln.PolicyFail}, v.Gate); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func firstState(s kiln.FindingState) kiln.FindingState {
 	if s == "" {
 		return kiln.FindingOpen
