@@ -81,7 +81,9 @@ type Finding struct {
 	Aliases  []string     `json:"aliases,omitempty"` // sorted
 	Severity Severity     `json:"severity"`
 	State    FindingState `json:"state"`
-	Reason   string       `json:"reason,omitempty"` // of a state that is not open
+	// Reason is why the state is not open, or why an open finding counts though
+	// the gate names it, or does not: its ignore expired, nothing mends it.
+	Reason string `json:"reason,omitempty"`
 	// Fails is true where the gate fails because of it.
 	Fails   bool   `json:"fails,omitempty"`
 	Title   string `json:"title"` // one sentence without its stop
@@ -124,6 +126,11 @@ type Gate struct {
 	Scanners   []GateScanner `json:"scanners,omitempty"` // sorted by name
 	// VEX are the paths of OpenVEX documents in the definition's folder, sorted.
 	VEX []string `json:"vex,omitempty"`
+}
+
+// DefaultGate is the gate of a definition that says nothing.
+func DefaultGate() Gate {
+	return Gate{FailOn: SeverityHigh, Unknown: PolicyWarn, NoDatabase: PolicyFail}
 }
 
 // GateIgnore lets one vulnerability pass for a while.

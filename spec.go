@@ -29,7 +29,9 @@ type Image struct {
 	Debian     *Debian     `json:"debian,omitempty"`
 	// Reference is "host/name:tag" or "host/name@sha256:...".
 	Reference string `json:"reference,omitempty"`
-	Gate      Gate   `json:"gate,omitzero"`
+	// Gate is what the image must be to run: the definition's with the image's
+	// own over it. It is no part of what the image is made from.
+	Gate Gate `json:"gate,omitzero"`
 }
 
 // Dockerfile bakes an image from a context of the tree.

@@ -15,8 +15,8 @@ import (
 type inputs struct {
 	Format int   `json:"format"`
 	Epoch  int64 `json:"epoch"`
-	// Image is the definition without what does not matter: its own name,
-	// and names that Bases resolves.
+	// Image is the definition without what does not matter: its own name, its
+	// gate, and names that Bases resolves.
 	Image      kiln.Image             `json:"image"`
 	Dockerfile kiln.Digest            `json:"dockerfile,omitempty"`
 	Context    []kiln.TreeEntry       `json:"context,omitempty"`
@@ -36,7 +36,7 @@ func dockerfileInputs(image kiln.Image, r *recipe, f *folder, bases map[string]k
 		return inputs{}, err
 	}
 	d.Context, d.Contexts = "", nil
-	image.Name, image.Dockerfile = "", &d
+	image.Name, image.Gate, image.Dockerfile = "", kiln.Gate{}, &d
 	return inputs{
 		Format:     format,
 		Epoch:      Epoch,
@@ -52,7 +52,7 @@ func dockerfileInputs(image kiln.Image, r *recipe, f *folder, bases map[string]k
 func debianInputs(image kiln.Image, packages []kiln.LockedPackage) inputs {
 	d := *image.Debian
 	d.Mirror = ""
-	image.Name, image.Debian = "", &d
+	image.Name, image.Gate, image.Debian = "", kiln.Gate{}, &d
 	return inputs{Format: format, Epoch: Epoch, Image: image, Packages: contents(packages), urls: urlsOf(packages)}
 }
 

@@ -18,8 +18,11 @@ import (
 func (l *loader) images() []kiln.Image {
 	var out []kiln.Image
 	places := map[string]hcl.Range{}
+	all := l.gate()
 	for _, i := range l.all("image") {
-		out = append(out, l.image(i))
+		image, own := l.image(i)
+		image.Gate = over(all, own)
+		out = append(out, image)
 		places[i.name] = i.at()
 	}
 	slices.SortFunc(out, func(a, b kiln.Image) int { return compare(a.Name, b.Name) })
@@ -51,9 +54,9 @@ func (l *loader) all(kind string) []*instance {
 	return out
 }
 
-func (l *loader) image(i *instance) kiln.Image {
+func (l *loader) image(i *instance) (image kiln.Image, gate gateSaid) {
 	d := l.scope.decode(i.block.Body, i)
-	image := kiln.Image{Name: i.name, Platform: d.Checked("platform", "Invalid platform", badPlatform), Hermetic: d.Bool("hermetic", false)}
+	image = kiln.Image{Name: i.name, Platform: d.Checked("platform", "Invalid platform", badPlatform), Hermetic: d.Bool("hermetic", false)}
 	if image.Platform == "" {
 		image.Platform = "linux/" + runtime.GOARCH
 	}
@@ -70,10 +73,13 @@ func (l *loader) image(i *instance) kiln.Image {
 		kinds++
 		image.Reference = d.Checked("reference", "Invalid reference", badReference)
 	}
+	if inner := d.single("gate"); inner != nil {
+		gate = l.gateBlock(inner)
+	}
 	if kinds != 1 {
 		l.report.Error(i.at(), "Which kind of image?", "An image has exactly one of dockerfile { ... }, debian { ... } and reference = \"...\"; image %q has %d.", i.block.Labels[0], kinds)
 	}
-	return image
+	return image, gate
 }
 
 func badPlatform(s string) string {

@@ -16,7 +16,7 @@ func rootSchema() *hclfile.Block {
 		Name:  "file",
 		Later: []string{"secret", "stack", "policy", "cluster", "engine", "notify", "schedule"},
 		Blocks: []hclfile.Block{
-			imageSchema(), serviceSchema(), routeSchema(), environmentSchema(), variableSchema(),
+			imageSchema(), gateSchema("What every image must be to run. An image's own gate wins over it, argument by argument; blocks add up."), serviceSchema(), routeSchema(), environmentSchema(), variableSchema(),
 			{Name: "locals", Free: true, Doc: "Names for values, used as `local.NAME`. Each argument is one."},
 		},
 	}
@@ -24,7 +24,7 @@ func rootSchema() *hclfile.Block {
 
 func imageSchema() hclfile.Block {
 	return hclfile.Block{
-		Name: "image", Labels: []string{"name"}, Later: []string{"gate", "scan", "sign", "machine"},
+		Name: "image", Labels: []string{"name"}, Later: []string{"scan", "sign", "machine"},
 		Doc: "An image that services run from: baked from a Dockerfile or from Debian packages, or taken from a registry. Exactly one of `dockerfile`, `debian` and `reference`.",
 		Arguments: []hclfile.Argument{
 			forEach(),
@@ -52,6 +52,7 @@ func imageSchema() hclfile.Block {
 					{Name: "apt", Type: "bool", Default: "`false`", Doc: "Keeps apt and dpkg in the image, so that a Dockerfile can install from it."},
 				},
 			},
+			gateSchema("What this image must be to run: what is not said here is as in the definition's gate."),
 		},
 	}
 }

@@ -100,11 +100,12 @@ type loader struct {
 	report *hclfile.Report
 	doc    *document
 	scope  *scope
+	vex    map[string]bool // OpenVEX documents that were checked, and whether they are sound
 }
 
 func newLoader(fsys fs.FS, opt Options) *loader {
 	r := &hclfile.Report{}
-	return &loader{files: newFolder(fsys), opt: opt, report: r}
+	return &loader{files: newFolder(fsys), opt: opt, report: r, vex: map[string]bool{}}
 }
 
 // load returns nil where there is nothing to load, or when the report failed.
