@@ -35,6 +35,8 @@ func run(args []string, speech io.Writer) int {
 			return runLedger(ctx, args[1:], os.Stdout, speech)
 		case "restore":
 			return runRestore(ctx, args[1:], os.Stdout, speech)
+		case "work":
+			return runWork(ctx, args[1:], speech)
 		}
 	}
 	// From the start, so that one that comes early ends nothing.

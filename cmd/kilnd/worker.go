@@ -1,10 +1,17 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"io"
 	"os/user"
 	"strconv"
 
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/cli"
 	"github.com/kilnproject/kiln/internal/confine"
+	"github.com/kilnproject/kiln/internal/scan"
+	"github.com/kilnproject/kiln/internal/seal"
 )
 
 // readerUser is who reads what strangers made where there is such a user, and
@@ -17,10 +24,35 @@ const (
 
 // workers is the command that tasks for processes without privileges are
 // appended to. program is the kiln executable.
-func workers(program string) confine.Program {
+func workers(program string) confine.Program { return launched(program, program) }
+
+// inspectors is the command for the tasks that are kilnd's own, which need what
+// kiln does not carry: those of runWork. Both are paths of executables.
+func inspectors(program, kilnd string) confine.Program { return launched(program, kilnd) }
+
+// launched is the command that becomes the reader and then a worker.
+func launched(program, worker string) confine.Program {
 	uid, gid := strconv.Itoa(readerID), strconv.Itoa(readerID)
 	if u, err := user.Lookup(readerUser); err == nil && u.Uid != "0" && u.Gid != "0" {
 		uid, gid = u.Uid, u.Gid
 	}
-	return confine.Program{program, "launch", uid, gid, program, "work"}
+	return confine.Program{program, "launch", uid, gid, worker, "work"}
+}
+
+// runWork does one task on open files; kilnd starts it, without privileges.
+func runWork(ctx context.Context, args []string, speech io.Writer) int {
+	tasks := map[string]confine.Task{scan.Task: seal.Receive(inspect)}
+	if len(args) != 1 || tasks[args[0]] == nil {
+		return cli.Explain(speech, kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args))
+	}
+	economize()
+	if err := confine.Serve(ctx, tasks[args[0]]); err != nil {
+		return cli.Explain(speech, err)
+	}
+	return cli.ExitOK
+}
+
+// inspect says what software an image has.
+func inspect(ctx context.Context, image *seal.Tree, request json.RawMessage) (any, error) {
+	return scan.Inspect(ctx, scan.Image{Root: image, Layer: image.Layer}, request)
 }

@@ -16,7 +16,7 @@ import (
 
 const (
 	// maxAnswer bounds what a worker says, in bytes.
-	maxAnswer = 4 << 20
+	maxAnswer = 32 << 20
 	// lastWords is how much of a worker's standard error goes into an error.
 	lastWords = 2 << 10
 	// firstFile is the descriptor of the first file that a worker is handed.

@@ -23,6 +23,25 @@ type blob struct {
 
 type blobs []blob
 
+// openImage opens the layers that an image's manifest and config name, as
+// openLayers does, and returns what the config says of running it.
+func openImage(ctx context.Context, opt Options, manifest kiln.Digest) (blobs, ocispec.ImageConfig, error) {
+	m, err := opt.Store.Manifest(ctx, manifest)
+	if err != nil {
+		return nil, ocispec.ImageConfig{}, err
+	}
+	config, err := opt.Store.Config(ctx, manifest)
+	if err != nil {
+		return nil, ocispec.ImageConfig{}, err
+	}
+	if len(m.Layers) != len(config.RootFS.DiffIDs) || len(m.Layers) > maxLayers {
+		return nil, ocispec.ImageConfig{}, kiln.Errorf(kiln.CodeInvalid, "bake the image again",
+			"the image has %d layers and its config names %d; %d are the most", len(m.Layers), len(config.RootFS.DiffIDs), maxLayers)
+	}
+	all, err := openLayers(ctx, opt, m, config)
+	return all, config.Config, err
+}
+
 // openLayers opens the layers of an image and begins to hash the plain ones.
 // What was opened is returned with an error, too.
 func openLayers(ctx context.Context, opt Options, m ocispec.Manifest, config ocispec.Image) (blobs, error) {

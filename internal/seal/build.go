@@ -21,19 +21,7 @@ type built struct {
 // build flattens an image and writes it to an empty file. Temporary contents
 // go to the folder of the seals. Nothing else is touched.
 func build(ctx context.Context, opt Options, manifest kiln.Digest, points []string, out *os.File) (built, error) {
-	m, err := opt.Store.Manifest(ctx, manifest)
-	if err != nil {
-		return built{}, err
-	}
-	config, err := opt.Store.Config(ctx, manifest)
-	if err != nil {
-		return built{}, err
-	}
-	if len(m.Layers) != len(config.RootFS.DiffIDs) || len(m.Layers) > maxLayers {
-		return built{}, kiln.Errorf(kiln.CodeInvalid, "bake the image again",
-			"the image has %d layers and its config names %d; %d are the most", len(m.Layers), len(config.RootFS.DiffIDs), maxLayers)
-	}
-	layers, err := openLayers(ctx, opt, m, config)
+	layers, config, err := openImage(ctx, opt, manifest)
 	defer layers.close()
 	if err != nil {
 		return built{}, err
@@ -49,7 +37,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 		j.Layers = append(j.Layers, l.layerInfo)
 		files = append(files, l.file)
 	}
-	b := built{config: config.Config}
+	b := built{config: config}
 	b.outcome, err = opt.flatten(ctx, j, files)
 	return b, layers.sound(ctx, opt.Store, b.Damaged, err)
 }

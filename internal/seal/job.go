@@ -33,13 +33,8 @@ type outcome struct {
 func (j job) do(ctx context.Context, files []*os.File) (outcome, error) {
 	out, s, blobs := files[0], files[1], files[2:]
 	f := newFlattener(openSpool(s), j.Limits)
-	unpacked := j.Limits.Bytes + slack
-	for i, l := range j.Layers {
-		n, err := f.blob(ctx, l, blobs[i], unpacked)
-		if err != nil {
-			return outcome{Damaged: damagedBy(err, l)}, err
-		}
-		unpacked -= n
+	if damaged, err := f.blobs(ctx, j.Layers, blobs); err != nil {
+		return outcome{Damaged: damaged}, err
 	}
 	o := outcome{Dropped: f.dropped}
 	for _, p := range j.Points {
@@ -58,6 +53,21 @@ func (j job) do(ctx context.Context, files []*os.File) (outcome, error) {
 		return outcome{}, err
 	}
 	return o, nil
+}
+
+// blobs reads the layers, lowest first. With an error it returns the layer whose
+// blob has not the digest of its name, if that is why.
+func (f *flattener) blobs(ctx context.Context, layers []layerInfo, files []*os.File) (kiln.Digest, error) {
+	unpacked := f.left.Bytes + slack
+	for i, l := range layers {
+		f.reading = uint16(i) // at most maxLayers
+		n, err := f.blob(ctx, l, files[i], unpacked)
+		if err != nil {
+			return damagedBy(err, l), err
+		}
+		unpacked -= n
+	}
+	return "", nil
 }
 
 // blob reads one layer's blob and returns the bytes of its tar. It is verified

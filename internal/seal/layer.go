@@ -65,9 +65,13 @@ func (l *Limits) name(n int) error {
 
 // flattener reads layers, lowest first, into one tree.
 type flattener struct {
-	root  *node
-	spool *spool
-	left  Limits
+	root    *node
+	spool   *spool
+	left    Limits
+	reading uint16 // the layer that is being read, from 0
+	// visit is told of every regular file of every layer, also of those that a
+	// later layer hides; nil for nobody.
+	visit func(path string, n *node)
 	// dropped are the entries that were made harmless by leaving them out.
 	dropped drops
 }
@@ -185,6 +189,9 @@ func (f *flattener) entry(ctx context.Context, v view, h *tar.Header, content *l
 		}
 	}
 	in.up.children[base] = n
+	if f.visit != nil && n.kind() == unix.S_IFREG && h.Typeflag != tar.TypeLink {
+		f.visit(strings.Join(parts, "/"), n)
+	}
 	return nil
 }
 
@@ -322,11 +329,12 @@ func (f *flattener) metadata(h *tar.Header) (*node, error) {
 		return nil, fmt.Errorf("owner %d:%d is out of range", h.Uid, h.Gid)
 	}
 	n := &node{
-		mode: uint32(h.Mode & 0o7777),
-		uid:  uint32(h.Uid), // checked above
-		gid:  uint32(h.Gid),
-		sec:  min(max(h.ModTime.Unix(), minTime), maxTime),
-		nsec: uint32(h.ModTime.Nanosecond()),
+		mode:  uint32(h.Mode & 0o7777),
+		uid:   uint32(h.Uid), // checked above
+		gid:   uint32(h.Gid),
+		layer: f.reading,
+		sec:   min(max(h.ModTime.Unix(), minTime), maxTime),
+		nsec:  uint32(h.ModTime.Nanosecond()),
 	}
 	var err error
 	n.xattrs, err = f.attributes(h)

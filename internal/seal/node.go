@@ -21,6 +21,7 @@ type node struct {
 	target   string      // of a symbolic link
 	xattrs   map[string]string
 	children map[string]*node // of a folder
+	layer    uint16           // that brought it, from 0, the lowest
 
 	// The rest describes a folder of a single layer, before it is merged.
 
@@ -47,7 +48,7 @@ func (n *node) names() []string { return slices.Sorted(maps.Keys(n.children)) }
 // describe gives a folder another one's metadata.
 func (n *node) describe(by *node) {
 	n.mode = unix.S_IFDIR | by.mode&0o7777
-	n.uid, n.gid, n.sec, n.nsec, n.xattrs = by.uid, by.gid, by.sec, by.nsec, by.xattrs
+	n.uid, n.gid, n.sec, n.nsec, n.xattrs, n.layer = by.uid, by.gid, by.sec, by.nsec, by.xattrs, by.layer
 }
 
 // merge puts the folder of an upper layer over that of the layers below, as
