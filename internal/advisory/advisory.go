@@ -89,11 +89,11 @@ type DB struct {
 	now func() time.Time
 
 	writing sync.Mutex // one import at a time
+	closed  bool       // under writing
 
 	mu      sync.Mutex
 	present *snapshot   // an empty one once closed
 	old     []*snapshot // that are still read
-	closed  bool
 }
 
 // Open opens the database in a folder, which it makes if need be, and removes
@@ -180,9 +180,9 @@ func (db *DB) Status() Status {
 func (db *DB) Close() error {
 	db.writing.Lock()
 	defer db.writing.Unlock()
+	db.closed = true
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	db.closed = true
 	return db.swap(&snapshot{tables: map[string]*table{}})
 }
 
@@ -191,11 +191,8 @@ func (db *DB) Close() error {
 func (db *DB) replace(m manifest) error {
 	m.Version++
 	db.mu.Lock()
-	old, closed := db.present, db.closed
+	old := db.present
 	db.mu.Unlock()
-	if closed { // for good: the caller holds the lock of those who write
-		return errors.New("the database is closed")
-	}
 	next, err := openSnapshot(db.dir, m, old)
 	if err != nil {
 		return err

@@ -51,6 +51,9 @@ func (db *DB) Import(ctx context.Context, sources []Source) error {
 
 // importLocked imports and, in the same step, dates what was found unchanged.
 func (db *DB) importLocked(ctx context.Context, sources []Source, unchanged []string) error {
+	if db.closed {
+		return errors.New("import the advisories: the database is closed")
+	}
 	m := db.manifest()
 	for _, name := range unchanged {
 		e := m.Ecosystems[name]

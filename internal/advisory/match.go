@@ -38,18 +38,19 @@ type Result struct {
 // ecosystems are the kinds of packages by the name that OSV has for them: what
 // makes the matcher compare versions as that ecosystem does.
 func ecosystems() map[string]extractor.Package {
+	const release = "1" // any: records have none by then
 	all := map[string]extractor.Package{
-		"Alpine": {PURLType: purl.TypeApk, Metadata: &apkmeta.Metadata{OSID: "alpine"}},
-		"Debian": {PURLType: purl.TypeDebian, Metadata: &dpkgmeta.Metadata{OSID: "debian", PackageName: module}},
-		"Ubuntu": {PURLType: purl.TypeDebian, Metadata: &dpkgmeta.Metadata{OSID: "ubuntu", PackageName: module}},
+		"Alpine": {PURLType: purl.TypeApk, Metadata: &apkmeta.Metadata{OSID: "alpine", OSVersionID: release}},
+		"Debian": {PURLType: purl.TypeDebian, Metadata: &dpkgmeta.Metadata{OSID: "debian", OSVersionID: release, PackageName: module}},
+		"Ubuntu": {PURLType: purl.TypeDebian, Metadata: &dpkgmeta.Metadata{OSID: "ubuntu", OSVersionID: release, PackageName: module}},
 	}
 	for name, id := range map[string]string{"Wolfi": "wolfi", "Chainguard": "chainguard", "MinimOS": "minimos"} {
-		all[name] = extractor.Package{PURLType: purl.TypeApk, Metadata: &apkmeta.Metadata{OSID: id}}
+		all[name] = extractor.Package{PURLType: purl.TypeApk, Metadata: &apkmeta.Metadata{OSID: id, OSVersionID: release}}
 	}
 	for name, id := range map[string]string{
 		"Red Hat": "rhel", "Rocky Linux": "rocky", "AlmaLinux": "almalinux", "SUSE": "sles", "openSUSE": "opensuse-leap", "Mageia": "mageia", "openEuler": "openEuler",
 	} {
-		all[name] = extractor.Package{PURLType: purl.TypeRPM, Metadata: &rpmmeta.Metadata{OSID: id}}
+		all[name] = extractor.Package{PURLType: purl.TypeRPM, Metadata: &rpmmeta.Metadata{OSID: id, OSVersionID: release}}
 	}
 	for name, kind := range map[string]string{
 		"Go": purl.TypeGolang, "npm": purl.TypeNPM, "PyPI": purl.TypePyPi, "Maven": purl.TypeMaven, "crates.io": purl.TypeCargo,

@@ -73,6 +73,9 @@ type Lint struct {
 	judging  bool // the present layer
 	secrets  *searcher
 	contents int64 // bytes read
+
+	maxContents int64
+	maxFiles    int
 }
 
 // finding is what makes two findings one.
@@ -85,7 +88,7 @@ type finding struct {
 func New() *Lint {
 	l := &Lint{
 		rules: map[string]Rule{}, found: map[finding]kiln.Finding{}, count: map[string]int{},
-		added: map[kiln.Digest]bool{}, secrets: newSearcher(),
+		added: map[kiln.Digest]bool{}, secrets: newSearcher(), maxContents: maxContents, maxFiles: maxFiles,
 	}
 	for _, r := range Rules() {
 		l.rules[r.ID] = r

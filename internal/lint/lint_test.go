@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -151,6 +152,14 @@ func secrets() map[string]string {
 		"Docker Hub": "dckr_pat_" + random(alnum, 27),
 		"Vault":      "hvs." + random(alnum, 95),
 		"Kubernetes": token(`{"iss":"kubernetes/serviceaccount","sub":"x"}`),
+		"PuTTY":      "PuTTY-User-Key-File-3: ssh-ed25519\r\nEncryption: none\r\n",
+		"OAuth":      "GOCSPX-" + random(alnum, 28),
+		"Azure SAS":  "Endpoint=sb://x;SharedAccessKey=" + random(alnum, 43) + "=",
+		"Slack app":  "xapp-1-" + random("ABCDEFGH0123", 11) + "-" + random("0123456789", 13) + "-" + random(hex, 64),
+		"webhook":    "whsec_" + random(alnum, 32),
+		"ocean":      "dop_v1_" + random(hex, 64),
+		"Shopify":    "shpat_" + random(hex, 32),
+		"Anthropic":  "sk-ant-" + "api03-" + random(alnum, 95),
 		"OpenAI":     "sk-proj-" + random(alnum, 60),
 	}
 }
@@ -200,6 +209,44 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
+// TestEveryKind has an example of each.
+func TestEveryKind(t *testing.T) {
+	l := begun()
+	for name, secret := range secrets() {
+		entry(t, l, "app/"+name, secret)
+	}
+	titles := map[string]bool{}
+	for _, f := range l.Findings() {
+		titles[f.Title] = true
+	}
+	contents, _ := lint.Kinds()
+	for _, kind := range contents {
+		if !titles[kind] {
+			t.Errorf("no example is %s", kind)
+		}
+	}
+}
+
+// TestHuge says that neither contents nor files are without end.
+func TestHuge(t *testing.T) {
+	l := begun()
+	l.Bound(10, 3)
+	for i, size := range []int{10, 1} {
+		h := &tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: int64(size)}
+		err := l.Entry(h, strings.NewReader(strings.Repeat("x", size)))
+		if (err != nil) != (i == 1) {
+			t.Errorf("%d bytes more: %v", size, err)
+		}
+	}
+	nowhere := func(string) kiln.Digest { return "" }
+	if err := l.Tree(fstest.MapFS{"a": {}, "b": {}}, nowhere); err != nil {
+		t.Error(err)
+	}
+	if err := l.Tree(fstest.MapFS{"a": {}, "b": {}, "c": {}}, nowhere); !errors.Is(err, kiln.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestNoSecrets are texts that look like one.
 func TestNoSecrets(t *testing.T) {
 	s := secrets()
@@ -239,6 +286,7 @@ func TestNoSecrets(t *testing.T) {
 
 // TestNamedFiles are secrets that a file's name tells.
 func TestNamedFiles(t *testing.T) {
+	found := map[string]bool{}
 	for name, content := range map[string]string{
 		"root/.netrc":              "machine r.example login a password geheim\n",
 		"home/a/_netrc":            "default\n login a\n password geheim\n",
@@ -253,6 +301,14 @@ func TestNamedFiles(t *testing.T) {
 		entry(t, l, name, content)
 		if len(l.Findings()) != 1 {
 			t.Errorf("%s: %v", name, lines(l))
+			continue
+		}
+		found[l.Findings()[0].Title] = true
+	}
+	_, files := lint.Kinds()
+	for _, kind := range files {
+		if !found[kind] {
+			t.Errorf("no example is %s", kind)
 		}
 	}
 }

@@ -26,7 +26,7 @@ func (l *Lint) Entry(header *tar.Header, r io.Reader) error {
 	}
 	at := clean(header.Name)
 	public := publicKey(at)
-	n, err := l.secrets.search(io.LimitReader(r, maxContents-l.contents+1), at, func(what string) {
+	n, err := l.secrets.search(io.LimitReader(r, l.maxContents-l.contents+1), at, func(what string) {
 		if !public {
 			l.add(Secret, what, at, l.layer)
 		}
@@ -35,8 +35,8 @@ func (l *Lint) Entry(header *tar.Header, r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", at, err)
 	}
-	if l.contents > maxContents {
-		return kiln.Errorf(kiln.CodeInvalid, "split the image", "the image's files have more than %d bytes", int64(maxContents))
+	if l.contents > l.maxContents {
+		return kiln.Errorf(kiln.CodeInvalid, "split the image", "the image's files have more than %d bytes", l.maxContents)
 	}
 	return nil
 }

@@ -23,8 +23,8 @@ func (l *Lint) Tree(tree fs.FS, layerOf func(path string) kiln.Digest) error {
 		if err != nil {
 			return err
 		}
-		if files++; files > maxFiles {
-			return kiln.Errorf(kiln.CodeInvalid, "split the image", "the image has more than %d files", maxFiles)
+		if files++; files > l.maxFiles {
+			return kiln.Errorf(kiln.CodeInvalid, "split the image", "the image has more than %d files", l.maxFiles)
 		}
 		at := rooted(name)
 		layer := layerOf(at)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/lint"
+	"github.com/kilnproject/kiln/internal/scanner"
 	"github.com/kilnproject/kiln/internal/spec"
 )
 
@@ -147,12 +148,21 @@ func TestVEXTooLong(t *testing.T) {
 	}
 }
 
-// TestRulesAreKnown keeps the rules that allow may name equal to the lint's.
+// TestRulesAreKnown keeps the rules that allow may name equal to the lint's, and
+// knows all scanners.
 func TestRulesAreKnown(t *testing.T) {
 	for _, r := range lint.Rules() {
 		gateOf(t, `
 gate {
   allow "`+r.ID+`" { reason = "x" }
+}
+image "a" { reference = "docker.io/library/nginx:1" }
+`, nil)
+	}
+	for _, name := range scanner.Names() {
+		gateOf(t, `
+gate {
+  scanner "`+name+`" { }
 }
 image "a" { reference = "docker.io/library/nginx:1" }
 `, nil)

@@ -1,0 +1,230 @@
+// Package scanner asks other scanners about an image: Trivy and Snyk, found on
+// PATH. A scanner is a program like any other that Kiln starts: it has a bound
+// on its time and on what it writes, a home of its own that is removed, and what
+// it prints is believed only when it is what its manual says. What fails is an
+// error; no finding is taken from a scanner that failed.
+package scanner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnproject/kiln"
+)
+
+// The bounds of a scanner.
+const (
+	maxOutput   = 64 << 20 // bytes of a report
+	maxSpeech   = 64 << 10  // bytes of standard error that are kept
+	maxFindings = 100_000
+	grace       = 5 * time.Second // from the end of its time to the end of its pipes
+)
+
+// Scanner asks scanners. The zero value looks for them on PATH and gives them
+// ten minutes.
+type Scanner struct {
+	// Timeout is how long one may take; 0 is ten minutes.
+	Timeout time.Duration
+	// Cache is a folder that scanners keep their databases in; empty means
+	// that they load them anew.
+	Cache string
+	// Environment are "NAME=value" that are handed over besides PATH and HOME:
+	// tokens and proxies. Nil means those of this process that the scanners
+	// document.
+	Environment []string
+}
+
+// Image says where an image is, for whom it is asked.
+type Image struct {
+	Layout  string // a folder with an OCI image layout that holds this image alone
+	Archive string // the same as a tar archive
+}
+
+// tool is one scanner.
+type tool struct {
+	name    string
+	install string // the hint where it is missing
+	// input is the path that it reads.
+	input func(Image) string
+	args  func(input, cache string) []string
+	// clean says whether an exit status means that the report is whole.
+	clean func(status int) bool
+	parse func(report []byte) ([]kiln.Finding, error)
+	// statuses says in words what its manual says of a status.
+	statuses map[int]string
+}
+
+func tools() []tool {
+	return []tool{trivy(), snyk()}
+}
+
+// Names are the scanners that can be asked, sorted.
+func Names() []string { return []string{"snyk", "trivy"} }
+
+// Scan asks one scanner about an image. The findings are of the kind scanner
+// and open; their order is not said.
+//
+// The error is a *kiln.Error: not_found where the program is not installed,
+// invalid for a name that is none of Names, else failed.
+func (s Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Finding, error) {
+	all := tools()
+	i := slices.IndexFunc(all, func(t tool) bool { return t.name == name })
+	if i < 0 {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "there are: "+strings.Join(Names(), ", "), "there is no scanner %q", name)
+	}
+	t := all[i]
+	input := t.input(image)
+	if input == "" {
+		return nil, kiln.Errorf(kiln.CodeInternal, "report this", "%s was given no image that it reads", name)
+	}
+	program, err := exec.LookPath(name)
+	if err != nil {
+		return nil, kiln.Errorf(kiln.CodeNotFound, t.install, "%s is not installed where the control plane runs: %w", name, err)
+	}
+	return s.run(ctx, t, program, input)
+}
+
+func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln.Finding, error) {
+	home, err := os.MkdirTemp("", "kiln-"+t.name+"-")
+	if err != nil {
+		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
+	}
+	defer func() { _ = os.RemoveAll(home) }()
+	timeout := s.Timeout
+	if timeout == 0 {
+		timeout = 10 * time.Minute
+	}
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cache := s.Cache
+	if cache == "" {
+		cache = filepath.Join(home, "cache")
+	}
+	report, speech := &bound{left: maxOutput, stop: cancel}, &bound{left: maxSpeech}
+	cmd := exec.CommandContext(bounded, program, t.args(input, cache)...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home}, s.environment()...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = home, report, speech, grace
+	own(cmd)
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("ask %s: %w", t.name, ctx.Err())
+	case report.cut:
+		return nil, t.failed(speech, "it printed more than %d bytes", maxOutput)
+	case bounded.Err() != nil:
+		return nil, t.failed(speech, "it took longer than %s", timeout)
+	case errors.As(err, &exit) && exit.Exited() && t.clean(exit.ExitCode()):
+	case errors.As(err, &exit) && exit.Exited():
+		return nil, t.failed(speech, "it ended with status %d%s", exit.ExitCode(), t.words(exit.ExitCode()))
+	case err != nil:
+		return nil, t.failed(speech, "%w", err)
+	}
+	findings, err := t.parse(report.kept.Bytes())
+	if err != nil {
+		return nil, t.failed(speech, "what it printed is not its report: %w", err)
+	}
+	if len(findings) > maxFindings {
+		return nil, t.failed(speech, "it reports more than %d findings", maxFindings)
+	}
+	return findings, nil
+}
+
+func (s Scanner) environment() []string {
+	if s.Environment != nil {
+		return s.Environment
+	}
+	var out []string
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		if strings.HasPrefix(name, "TRIVY_") || strings.HasPrefix(name, "SNYK_") || slices.Contains([]string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"}, name) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (t tool) words(status int) string {
+	if w := t.statuses[status]; w != "" {
+		return ": " + w
+	}
+	return ""
+}
+
+// failed is the error of a scanner that did not judge, with the end of what it
+// said.
+func (t tool) failed(speech *bound, format string, args ...any) *kiln.Error {
+	e := kiln.Errorf(kiln.CodeFailed, "run "+t.name+" by hand where the control plane runs, and mend what it says", t.name+" did not judge the image: "+format, args...)
+	lines := strings.Split(strings.TrimSpace(printable(speech.kept.String())), "\n")
+	for _, l := range lines[max(0, len(lines)-10):] {
+		if l != "" {
+			e.Evidence = append(e.Evidence, l)
+		}
+	}
+	return e
+}
+
+// bound keeps the beginning of what is written. The buffer is not embedded: its
+// ReadFrom would pass Write by.
+type bound struct {
+	kept bytes.Buffer
+	left int
+	cut  bool   // there was more
+	stop func() // then called; nil for nothing
+}
+
+func (b *bound) Write(p []byte) (int, error) {
+	keep := min(len(p), b.left)
+	b.kept.Write(p[:keep])
+	b.left -= keep
+	if keep < len(p) && !b.cut {
+		b.cut = true
+		if b.stop != nil {
+			b.stop()
+		}
+	}
+	return len(p), nil
+}
+
+// printable takes out what would move a terminal's cursor, and bounds what is
+// left of a line.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+// words bounds a text of a report and keeps it on one line.
+func words(s string) string {
+	s = strings.Join(strings.Fields(printable(s)), " ")
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "..."
+	}
+	return strings.TrimSuffix(s, ".")
+}
+
+// severity reads a scanner's word.
+func severity(s string) kiln.Severity {
+	if out := kiln.Severity(strings.ToLower(s)); out.Rank() > 0 {
+		return out
+	}
+	return kiln.SeverityUnknown
+}
+
+func absolute(path string) string {
+	if path == "" || strings.HasPrefix(path, "/") {
+		return path
+	}
+	return "/" + path
+}
