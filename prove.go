@@ -186,9 +186,11 @@ type Verdict struct {
 
 // ProveRequest asks that baked images be inventoried, judged and signed.
 type ProveRequest struct {
-	Images []Image          // of the definition; each says its gate
-	Baked  map[string]Baked // by name
-	Source Source
+	Images   []Image          // of the definition; each says its gate
+	Services []Service        // of the definition: what they ask of the images
+	Baked    map[string]Baked // by name
+	Lock     Lock             // what the definition's references are pinned to
+	Source   Source
 	// Definition is the digest of the definition's files, as a tree.
 	Definition Digest
 	// VEX are the documents that gates name, by path.

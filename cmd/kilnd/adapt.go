@@ -13,6 +13,7 @@ import (
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake"
 	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/prove"
 	"github.com/kilnproject/kiln/internal/seal"
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/spec"
@@ -82,13 +83,17 @@ func (b baker) tag(ctx context.Context, name string, one kiln.Baked) error {
 	return b.store.Shelve(ctx, name, one.Manifest)
 }
 
-// images gives the engine sealed roots.
+// images gives the engine sealed roots of images that may run.
 type images struct {
 	*seal.Sealer
 	tracer *tracing.Tracer
+	prover *prove.Prover
 }
 
 func (i images) Root(ctx context.Context, manifest kiln.Digest, mountPoints []string) (string, ocispec.ImageConfig, error) {
+	if err := i.prover.Admit(ctx, manifest); err != nil {
+		return "", ocispec.ImageConfig{}, err
+	}
 	within, end := i.tracer.Begin(ctx, "seal", "image", string(manifest))
 	root, err := i.Sealer.Root(within, manifest, mountPoints)
 	end(err)

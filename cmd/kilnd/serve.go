@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/advisory"
 	"github.com/kilnproject/kiln/internal/backup"
 	"github.com/kilnproject/kiln/internal/bake"
 	"github.com/kilnproject/kiln/internal/confine"
@@ -27,9 +28,11 @@ import (
 	"github.com/kilnproject/kiln/internal/metrics"
 	"github.com/kilnproject/kiln/internal/notify"
 	"github.com/kilnproject/kiln/internal/probe"
+	"github.com/kilnproject/kiln/internal/prove"
 	"github.com/kilnproject/kiln/internal/registry"
 	"github.com/kilnproject/kiln/internal/seal"
 	"github.com/kilnproject/kiln/internal/server"
+	"github.com/kilnproject/kiln/internal/sign"
 	"github.com/kilnproject/kiln/internal/store"
 	"github.com/kilnproject/kiln/internal/systemd"
 	"github.com/kilnproject/kiln/internal/tracing"
@@ -100,19 +103,22 @@ type plane struct {
 	program string          // the kiln executable
 	workers confine.Program // for what needs no privileges
 
-	reserve  *reserve
-	ledger   *ledger.Ledger
-	store    *store.Store
-	sealer   *seal.Sealer
-	groups   groups
-	keeper   *keeper
-	keep     *keep.Client
-	gateway  *gateway.Client
-	engine   *local.Engine
-	baker    *bake.Baker
-	control  *control.Control
-	registry *registry.Registry
-	closers  []func() error
+	reserve    *reserve
+	ledger     *ledger.Ledger
+	store      *store.Store
+	sealer     *seal.Sealer
+	groups     groups
+	keeper     *keeper
+	keep       *keep.Client
+	gateway    *gateway.Client
+	engine     *local.Engine
+	baker      *bake.Baker
+	signer     *sign.Signer
+	advisories *advisory.DB
+	prover     *prove.Prover
+	control    *control.Control
+	registry   *registry.Registry
+	closers    []func() error
 	// stopping is true once the keeper was told to end.
 	stopping atomic.Bool
 }
@@ -126,7 +132,7 @@ func (p *plane) assemble(ctx context.Context) error {
 	}
 	p.program, p.workers = program, workers(program)
 	for _, make := range []func(context.Context) error{
-		p.openMetrics, p.openLedger, p.restoreMetrics, p.openStore, p.openSeals, p.openKeeper, p.openEngine, p.openBaker,
+		p.openMetrics, p.openLedger, p.restoreMetrics, p.openStore, p.openSigner, p.openSeals, p.openProver, p.openKeeper, p.openEngine, p.openBaker,
 	} {
 		if err := make(ctx); err != nil {
 			return err
@@ -138,7 +144,7 @@ func (p *plane) assemble(ctx context.Context) error {
 		return err
 	}
 	p.control = control.New(control.Options{
-		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Observer: watching,
+		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
 		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
@@ -189,8 +195,13 @@ func (p *plane) openStore(context.Context) (err error) {
 	return err
 }
 
+func (p *plane) openSigner(context.Context) (err error) {
+	p.signer, err = sign.New(sign.Options{Dir: p.dir("sign"), Store: signable{p.store}, Log: p.log})
+	return err
+}
+
 func (p *plane) openSeals(context.Context) (err error) {
-	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Worker: p.workers, Sealed: p.metrics.Sealed})
+	p.sealer, err = seal.New(seal.Options{Dir: p.dir("seal"), MountDir: p.dir("run", "seal"), Store: p.store, Log: p.log, Worker: p.workers, Sealed: p.metrics.Sealed, Signer: p.signer.Records("seal")})
 	if err == nil {
 		p.later(p.sealer.Close)
 	}
@@ -220,7 +231,7 @@ func (p *plane) openEngine(ctx context.Context) error {
 	p.later(p.closeGroups)
 	return p.reserve.write(ctx, func() (err error) {
 		p.engine, err = local.New(ctx, local.Options{
-			DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer},
+			DataDir: p.data, Group: p.groups.instances, Keeper: p.keep, Gateway: p.gateway, Images: images{p.sealer, p.tracer, p.prover},
 			Prober: probe.Prober{}, Listen: s.listen, LogBytes: s.logBytes, Log: p.log, Failed: p.reserve.relieve,
 		})
 		return err

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"os/user"
 	"strconv"
@@ -50,9 +49,4 @@ func runWork(ctx context.Context, args []string, speech io.Writer) int {
 		return cli.Explain(speech, err)
 	}
 	return cli.ExitOK
-}
-
-// inspect says what software an image has.
-func inspect(ctx context.Context, image *seal.Tree, request json.RawMessage) (any, error) {
-	return scan.Inspect(ctx, scan.Image{Root: image, Layer: image.Layer}, request)
 }

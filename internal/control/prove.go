@@ -70,7 +70,7 @@ func (c *Control) judge(ctx context.Context, r UpRequest, def Definition, known 
 
 func (c *Control) proveRequest(r UpRequest, def Definition, baked map[string]kiln.Baked, whole kiln.Bundle) (kiln.ProveRequest, error) {
 	request := kiln.ProveRequest{
-		Images: def.Spec.Images, Baked: baked, Source: r.Source, Definition: kiln.DigestJSON(whole.Files), VEX: map[string][]byte{},
+		Images: def.Spec.Images, Services: def.Spec.Services, Baked: baked, Lock: def.Lock, Source: r.Source, Definition: kiln.DigestJSON(whole.Files), VEX: map[string][]byte{},
 	}
 	tree := c.store.TreeFS(r.Tree)
 	for _, image := range def.Spec.Images {

@@ -131,54 +131,38 @@ func (p *Prover) inspect(ctx context.Context, baked kiln.Baked) (Inspection, err
 	return seen, err
 }
 
-// base is how many of an image's layers are those of an image that it was made
-// from.
-func (p *Prover) base(ctx context.Context, baked kiln.Baked) (int, error) {
-	var own []kiln.Digest
-	most := 0
-	for _, m := range baked.Materials {
-		if m.Kind != kiln.MaterialImage {
-			continue
-		}
-		if own == nil {
-			var err error
-			if own, err = p.opt.Inspector.Layers(ctx, baked.Manifest); err != nil {
-				return 0, err
-			}
-		}
-		layers, err := p.opt.Inspector.Layers(ctx, m.Digest)
-		if errors.Is(err, kiln.ErrNotFound) {
-			continue // collected: nothing can be told of it
-		}
-		if err != nil {
-			return 0, err
-		}
-		if len(layers) <= len(own) && slices.Equal(layers, own[:len(layers)]) {
-			most = max(most, len(layers))
-		}
-	}
-	return most, nil
-}
-
 // judge has an image judged by its gate.
 func (p *Prover) judge(ctx context.Context, image kiln.Image, baked kiln.Baked, seen Inspection, r kiln.ProveRequest) (kiln.Verdict, error) {
 	asked, err := p.opt.Advisories.Match(ctx, seen.Inventory.Packages)
 	if err != nil {
 		return kiln.Verdict{}, fmt.Errorf("ask the advisories: %w", err)
 	}
+	ruled, err := p.opt.Rules(ctx, image, r)
+	if err != nil {
+		return kiln.Verdict{}, err
+	}
 	e := Evidence{
-		Inventory: seen.Inventory, Asked: asked, Failed: map[string]string{}, VEX: r.VEX,
-		Marks: slices.Concat(seen.Marks, p.opt.Rules(image, baked)),
+		Inventory: seen.Inventory, Asked: asked, Others: slices.Concat(seen.Marks, ruled), Scanners: map[string]string{}, VEX: map[string][]byte{},
+	}
+	for _, path := range image.Gate.VEX {
+		e.VEX[path] = r.VEX[path]
 	}
 	for _, scanner := range image.Gate.Scanners {
 		found, err := p.opt.Scan(ctx, scanner, baked.Manifest)
-		if err != nil {
-			e.Failed[scanner.Name] = err.Error()
-			continue
+		if ctx.Err() != nil {
+			return kiln.Verdict{}, ctx.Err()
 		}
-		e.Scanned = append(e.Scanned, found...)
+		e.Scanners[scanner.Name] = failure(err)
+		e.Others = append(e.Others, found...)
 	}
-	return p.opt.Judge(image, e, p.opt.Now())
+	return p.opt.Judge(image.Gate, e, p.opt.Now())
+}
+
+func failure(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // attest signs an image, and keeps beside it what was found.

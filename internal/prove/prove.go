@@ -33,17 +33,16 @@ const (
 // from.
 type Inspection struct {
 	Inventory kiln.Inventory `json:"inventory"`
-	// Base is how many of the layers, from the lowest, came with a base.
-	Base int `json:"base"`
+	// Base is what the marks leave out.
+	Base Base `json:"base"`
 	// Marks are the findings of rules about the image itself.
 	Marks []kiln.Finding `json:"marks,omitempty"`
 }
 
 // Inspector looks into images.
 type Inspector interface {
-	// Inspect reads every layer of an image. The lowest of them, base in number,
-	// are those of what it was made from.
-	Inspect(ctx context.Context, image kiln.Digest, base int) (Inspection, error)
+	// Inspect reads every layer of an image and marks what it adds to its base.
+	Inspect(ctx context.Context, image kiln.Digest, base Base) (Inspection, error)
 	// Layers returns the digests of an image's layers, the lowest first.
 	Layers(ctx context.Context, image kiln.Digest) ([]kiln.Digest, error)
 	// SBOM writes an inventory for others.
@@ -58,8 +57,9 @@ type Asked struct {
 	Database kiln.Digest
 	Dated    time.Time
 	Why      string
-	// Unmatched are ecosystems of packages that the database knows nothing of.
-	Unmatched []string
+	// Unmatched are ecosystems of packages that the database knows nothing of,
+	// Unjudged sentences about packages that it could not judge.
+	Unmatched, Unjudged []string
 }
 
 // Advisories know which packages are vulnerable.
@@ -85,26 +85,26 @@ type Signer interface {
 	AttestOrigin(ctx context.Context, image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) error
 }
 
-// Judge is a gate: it has no I/O.
-type Judge func(image kiln.Image, e Evidence, now time.Time) (kiln.Verdict, error)
+// Judge is a gate. The error is that of a document that cannot be read.
+type Judge func(g kiln.Gate, e Evidence, now time.Time) (kiln.Verdict, error)
 
 // Evidence is what a gate judges by.
 type Evidence struct {
 	Inventory kiln.Inventory
-	Marks     []kiln.Finding
 	Asked     Asked
-	// Scanned are the findings of other scanners, Failed their failures by name.
-	Scanned []kiln.Finding
-	Failed  map[string]string
-	VEX     map[string][]byte
+	Others    []kiln.Finding // of rules and of other scanners
+	// Scanners has an entry for every scanner that was asked: its failure in
+	// words, or nothing.
+	Scanners map[string]string
+	VEX      map[string][]byte // by path
 }
 
 // Scan asks another scanner about an image.
 type Scan func(ctx context.Context, scanner kiln.GateScanner, image kiln.Digest) ([]kiln.Finding, error)
 
-// Rule finds what is wrong with how an image is defined and not with what is in
-// it.
-type Rule func(image kiln.Image, baked kiln.Baked) []kiln.Finding
+// Rule finds what is wrong with how an image is defined and used, and not with
+// what is in it.
+type Rule func(ctx context.Context, image kiln.Image, r kiln.ProveRequest) ([]kiln.Finding, error)
 
 // Options are what a Prover works with. All but Rules, Now and Log must be set.
 type Options struct {
@@ -140,7 +140,7 @@ func New(o Options) *Prover {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Rules == nil {
-		o.Rules = func(kiln.Image, kiln.Baked) []kiln.Finding { return nil }
+		o.Rules = func(context.Context, kiln.Image, kiln.ProveRequest) ([]kiln.Finding, error) { return nil, nil }
 	}
 	return &Prover{opt: o, slots: make(chan struct{}, inspecting), admitted: map[kiln.Digest]bool{}}
 }

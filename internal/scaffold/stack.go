@@ -91,6 +91,13 @@ func (s stack) bytes() []byte {
 			w.set("description", quote(v.doc))
 		})
 	}
+	w.block("gate", "", func() {
+		w.comments([]string{
+			"What an image must be to run: findings of severity high fail.",
+			"Without a database of vulnerabilities there is nothing to judge by. `kiln db update` brings one; take this line out then:",
+		})
+		w.set("no_database", quote("warn"))
+	})
 	for _, i := range s.images {
 		w.image(i)
 	}

@@ -10,6 +10,7 @@ import (
 	"iter"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/erofs/go-erofs"
@@ -125,6 +126,9 @@ type File struct {
 	Info    fs.FileInfo
 	Content *io.SectionReader
 }
+
+// Layers are the image's, the lowest first.
+func (t *Tree) Layers() []kiln.Digest { return slices.Clone(t.layers) }
 
 // Files are the regular files of all layers, lowest layer first, in the order
 // of their tars: also what a later layer replaces or removes.

@@ -13,6 +13,8 @@ const host = "bench.test"
 // define writes the definition of one web service of the test application.
 func define(r *rig.Rig, version string, count int) {
 	r.Write("kiln.hcl", fmt.Sprintf(`
+gate { no_database = "warn" }
+
 image "app" {
   dockerfile { context = "app" }
 }

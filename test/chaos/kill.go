@@ -101,7 +101,7 @@ func killBake(c *chaos, _ event) error {
 	}
 	c.rig.Write("bake/app", string(app))
 	c.rig.Write("bake/Dockerfile", fmt.Sprintf("FROM scratch\nCOPY --chmod=755 app /app\nENV BAKE=20s N=%d\nRUN [\"/app\"]\nCMD [\"/app\"]\n", c.bakes))
-	c.rig.Write("bake/kiln.hcl", "image \"slow\" {\n  dockerfile { context = \".\" }\n}\n")
+	c.rig.Write("bake/kiln.hcl", "gate { no_database = \"warn\" }\n\nimage \"slow\" {\n  dockerfile { context = \".\" }\n}\n")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)

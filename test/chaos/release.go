@@ -22,6 +22,8 @@ const (
 
 // definition is two services that call each other, three instances each.
 const definition = `
+gate { no_database = "warn" }
+
 image "app" {
   dockerfile { context = "app" }
 }

@@ -40,6 +40,8 @@ func newRig(t *testing.T) *rig.Rig {
 // one is a definition of a single web service; extra goes into its block.
 func one(version string, count int, extra string) string {
 	return fmt.Sprintf(`
+gate { no_database = "warn" }
+
 image "app" {
   dockerfile { context = "app" }
 }
@@ -291,6 +293,8 @@ func TestAnInstanceIsShutIn(t *testing.T) {
 }
 
 const pair = `
+gate { no_database = "warn" }
+
 image "app" {
   dockerfile { context = "app" }
 }

@@ -32,6 +32,8 @@ const host = "fault.test"
 
 // definition has what makes a rollout take every step: a check, and a worker.
 const definition = `
+gate { no_database = "warn" }
+
 image "app" {
   dockerfile { context = "app" }
 }

@@ -4,6 +4,13 @@
 # The root file system is read-only. A program that must write to a path needs
 # it in `writable`, as a tmpfs.
 
+gate {
+  # What an image must be to run: findings of severity high fail.
+  # Without a database of vulnerabilities there is nothing to judge by. `kiln db
+  # update` brings one; take this line out then:
+  no_database = "warn"
+}
+
 image "app" {
   # What the build does not need belongs into .dockerignore, so that it does not
   # bake anew for it.
