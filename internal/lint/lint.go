@@ -40,7 +40,7 @@ const (
 	MutableBase    = "lint/mutable-base"
 	PackageManager = "lint/package-manager"
 	Probe          = "lint/probe"
-	Secret         = "lint/secret" //nolint:gosec // the name of a rule
+	Secret         = "lint/secret"
 	Setuid         = "lint/setuid"
 	Shell          = "lint/shell"
 	SSHD           = "lint/sshd"

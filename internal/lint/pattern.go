@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -92,13 +93,7 @@ func fileRules() []secretRule {
 // named is for files with one of these names.
 func named(names ...string) func(string) bool {
 	return func(p string) bool {
-		base := p[strings.LastIndexByte(p, '/')+1:]
-		for _, n := range names {
-			if base == n {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(names, p[strings.LastIndexByte(p, '/')+1:])
 	}
 }
 
@@ -187,7 +182,7 @@ func publicKey(p string) bool {
 var (
 	// packages are the folders where language package managers put what others
 	// wrote.
-	packages = regexp.MustCompile(`/(node_modules|site-packages|dist-packages|lib/python[0-9.]*|gems|pkg/mod|vendor)/`) //nolint:gochecknoglobals // compiled once
+	packages = regexp.MustCompile(`/(node_modules|site-packages|dist-packages|lib/python[0-9.]*|gems|pkg/mod|vendor)/`)
 	// tests are the folders of a package's tests and examples.
-	tests = regexp.MustCompile(`/(tests?|test[-_]?data|test[-_]?fixtures|testutils?|testonly|spec|fixtures|examples?)/`) //nolint:gochecknoglobals // compiled once
+	tests = regexp.MustCompile(`/(tests?|test[-_]?data|test[-_]?fixtures|testutils?|testonly|spec|fixtures|examples?)/`)
 )

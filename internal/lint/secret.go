@@ -80,9 +80,9 @@ func (l *Lint) words(s, where string) {
 
 var (
 	// secretName is what variables are called that hold one.
-	secretName = regexp.MustCompile(`(?i)(^|_)(PASSWORD|PASSWD|PASSPHRASE|SECRET|SECRET_KEY|SECRET_ACCESS_KEY|TOKEN|API_?KEY|PRIVATE_KEY|ENCRYPTION_KEY)$`) //nolint:gochecknoglobals // compiled once
+	secretName = regexp.MustCompile(`(?i)(^|_)(PASSWORD|PASSWD|PASSPHRASE|SECRET|SECRET_KEY|SECRET_ACCESS_KEY|TOKEN|API_?KEY|PRIVATE_KEY|ENCRYPTION_KEY)$`)
 	// credentials is a URL with a password.
-	credentials = regexp.MustCompile(`[a-z][a-z0-9+.-]*://[^:/@\s]{0,200}:([^@/\s]{3,})@`) //nolint:gochecknoglobals // compiled once
+	credentials = regexp.MustCompile(`[a-z][a-z0-9+.-]*://[^:/@\s]{0,200}:([^@/\s]{3,})@`)
 )
 
 // variable judges a variable by its name, and by a password in a URL.

@@ -71,7 +71,7 @@ func (l *Lint) file(at string, mode fs.FileMode, layer kiln.Digest) {
 
 // version is what distributions put behind the name of a program: "gcc-12",
 // "python3.11".
-var version = regexp.MustCompile(`-?[0-9]+(\.[0-9]+)*$`) //nolint:gochecknoglobals // compiled once
+var version = regexp.MustCompile(`-?[0-9]+(\.[0-9]+)*$`)
 
 // program says which rule is about a program, by its name and folder.
 func program(at string) (rule, what string) {

@@ -23,7 +23,7 @@ import (
 // The bounds of a scanner.
 const (
 	maxOutput   = 64 << 20 // bytes of a report
-	maxSpeech   = 64 << 10  // bytes of standard error that are kept
+	maxSpeech   = 64 << 10 // bytes of standard error that are kept
 	maxFindings = 100_000
 	grace       = 5 * time.Second // from the end of its time to the end of its pipes
 )

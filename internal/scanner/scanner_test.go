@@ -178,7 +178,7 @@ func TestMissing(t *testing.T) {
 // TestTooLong ends a scanner with all that it started: the fifo that its child
 // holds open for writing gets its end of file.
 func TestTooLong(t *testing.T) {
-	out := install(t, "trivy", `sh -c 'exec 7>"$1/held"; echo begun >&7; exec tail -f /dev/null' x "$OUT" & wait`)
+	out := install(t, "trivy", `sh -c 'exec 7>"$1/held"; exec sleep infinity' x "$OUT" & wait`)
 	fifo := filepath.Join(out, "held")
 	if err := mkfifo(fifo); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package spec_test
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -21,9 +22,7 @@ const soundVEX = `{"@context": "https://openvex.dev/ns/v0.2.0", "statements": [
 func gateOf(t *testing.T, definition string, more map[string]string) (kiln.Gate, kiln.Spec) {
 	t.Helper()
 	files := map[string]string{"kiln.hcl": definition}
-	for name, content := range more {
-		files[name] = content
-	}
+	maps.Copy(files, more)
 	def, err := spec.Load(folder(files), spec.Options{})
 	if err != nil {
 		t.Fatalf("%v", err)
@@ -176,7 +175,7 @@ gate {
 	if !errors.As(err, &e) {
 		t.Fatalf("got %v", err)
 	}
-	for _, id := range strings.Split(strings.TrimSuffix(strings.SplitN(e.Diagnostics[0].Detail, "There are: ", 2)[1], "."), ", ") {
+	for id := range strings.SplitSeq(strings.TrimSuffix(strings.SplitN(e.Diagnostics[0].Detail, "There are: ", 2)[1], "."), ", ") {
 		if !slices.ContainsFunc(lint.Rules(), func(r lint.Rule) bool { return r.ID == id }) {
 			t.Errorf("the definition knows %q, the lint does not", id)
 		}
