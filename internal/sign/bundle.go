@@ -46,7 +46,7 @@ const (
 
 // MaxPredicate bounds a predicate in bytes, so that its bundle is one that the
 // store reads as a document.
-const MaxPredicate = 8 << 20
+const MaxPredicate = 11 << 20
 
 // maxBundle bounds a bundle in bytes: base64 takes 4 bytes for 3.
 const maxBundle = MaxPredicate/3*4 + 64<<10

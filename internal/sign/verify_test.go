@@ -319,8 +319,8 @@ func TestNewestVerdictCounts(t *testing.T) {
 	want(kiln.OutcomeFail)
 	p, err = s.Verify(t.Context(), image)
 	check(t, err)
-	if e := refused(t, p.MayRun(), kiln.CodeRefused, "did not pass"); len(e.Evidence) != 1 {
-		t.Errorf("%+v", e)
+	if e := refused(t, p.MayRun(), kiln.CodeRefused, "did not pass"); len(e) != 1 {
+		t.Errorf("%q", e)
 	}
 	// A clock that was set back: what was said last counts.
 	now.at = now.at.Add(-24 * time.Hour)
