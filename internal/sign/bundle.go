@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -46,7 +47,7 @@ const (
 
 // MaxPredicate bounds a predicate in bytes, so that its bundle is one that the
 // store reads as a document.
-const MaxPredicate = 8 << 20
+const MaxPredicate = 11 << 20
 
 // maxBundle bounds a bundle in bytes: base64 takes 4 bytes for 3.
 const maxBundle = MaxPredicate/3*4 + 64<<10
@@ -75,7 +76,8 @@ type material struct {
 	PublicKey *publicKey `json:"publicKey,omitempty"`
 }
 
-// publicKey hints at a key. Nothing is decided by it.
+// publicKey hints at a key: the bytes of its id, in base64. Nothing is decided by
+// it.
 type publicKey struct {
 	Hint string `json:"hint"`
 }
@@ -86,9 +88,22 @@ type envelope struct {
 	Signatures  []signature `json:"signatures"`
 }
 
+// signature has no id of its key: verifiers of others compare it with an id of
+// their own making, and skip the signature where it is another.
 type signature struct {
-	Sig   string `json:"sig"`
-	KeyID string `json:"keyid,omitempty"`
+	Sig string `json:"sig"`
+}
+
+// named is the id that a bundle gives of its key, "" for none.
+func (b bundle) named() string {
+	if b.Material.PublicKey == nil {
+		return ""
+	}
+	raw, err := base64.StdEncoding.DecodeString(b.Material.PublicKey.Hint)
+	if err != nil || len(raw) != sha256.Size {
+		return ""
+	}
+	return hex.EncodeToString(raw)
 }
 
 // payloadOf is a statement about a manifest, as it is signed.
@@ -131,7 +146,7 @@ func (k *keys) seal(ctx context.Context, payload []byte) ([]byte, error) {
 	return json.Marshal(bundle{
 		MediaType: BundleType,
 		Material:  material{PublicKey: &publicKey{Hint: base64.StdEncoding.EncodeToString(raw)}},
-		Envelope:  envelope{Payload: signed.Payload, PayloadType: signed.PayloadType, Signatures: []signature{{Sig: signed.Signatures[0].Sig, KeyID: id}}},
+		Envelope:  envelope{Payload: signed.Payload, PayloadType: signed.PayloadType, Signatures: []signature{{Sig: signed.Signatures[0].Sig}}},
 	})
 }
 
@@ -141,8 +156,8 @@ type dsseSigner struct{ keys *keys }
 func (s dsseSigner) Sign(_ context.Context, data []byte) ([]byte, error) { return s.keys.sign(data) }
 func (s dsseSigner) KeyID() (string, error)                              { return s.keys.active().ID, nil }
 
-// dsseVerifier is one trusted key, for package dsse. It has no id there, so that
-// the id in an envelope, which is not signed, decides nothing.
+// dsseVerifier is one trusted key, for package dsse. It has no id there: ids are
+// not signed, and decide nothing.
 type dsseVerifier struct{ key *ecdsa.PublicKey }
 
 func (v dsseVerifier) Verify(_ context.Context, data, signature []byte) error {
@@ -195,10 +210,14 @@ func (k *keys) open(ctx context.Context, raw []byte) (opened, error) {
 		o.statement, err = parseStatement(payload)
 		return o, err
 	}
-	if k.trusts(signed.KeyID) { // it says so itself: enough to word the error
-		return opened{}, fmt.Errorf("%w: the signature of key %s does not hold for its payload", ErrChanged, short(signed.KeyID))
+	named := b.named()
+	switch {
+	case named == "":
+		return opened{}, fmt.Errorf("%w: it does not say which", ErrOtherKey)
+	case k.trusts(named): // it says so itself: enough to word the error
+		return opened{}, fmt.Errorf("%w: the signature of key %s does not hold for its payload", ErrChanged, short(named))
 	}
-	return opened{}, fmt.Errorf("%w: %s", ErrOtherKey, nameOf(signed.KeyID))
+	return opened{}, fmt.Errorf("%w: %s", ErrOtherKey, short(named))
 }
 
 func (k *keys) trusts(id string) bool {
@@ -208,14 +227,6 @@ func (k *keys) trusts(id string) bool {
 		}
 	}
 	return false
-}
-
-// nameOf is an id that a stranger wrote, for an error.
-func nameOf(id string) string {
-	if raw, err := hex.DecodeString(id); err != nil || len(raw) == 0 {
-		return "it does not say which"
-	}
-	return short(id)
 }
 
 // parseBundle reads a bundle of the only form that counts: one DSSE envelope

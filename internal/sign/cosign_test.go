@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 
 	"github.com/kilnproject/kiln"
 )
@@ -94,5 +95,34 @@ func TestCosignAccepts(t *testing.T) {
 		if out, err := run(others, args...); err == nil {
 			t.Errorf("%s: another key is accepted\n%s", what, out)
 		}
+	}
+}
+
+// peer verifies as sigstore-go does: by one key, without an id.
+type peer struct{ dsseVerifier }
+
+func (peer) KeyID() (string, error) { return "", nil }
+
+// TestVerifiersWithIDsOfTheirOwn: package dsse gives a key without an id one of
+// its own making, and skips a signature that names another.
+func TestVerifiersWithIDsOfTheirOwn(t *testing.T) {
+	store := newShelf()
+	s := open(t, Options{Store: store})
+	image := store.image(t, "a")
+	check(t, s.SignImage(t.Context(), image))
+	var b struct {
+		Envelope dsse.Envelope `json:"dsseEnvelope"`
+	}
+	check(t, json.Unmarshal(store.bundles(t, image)[PredicateSignature], &b))
+	key, err := parsePublic([]byte(s.PublicKey()))
+	check(t, err)
+	verifier, err := dsse.NewEnvelopeVerifier(peer{dsseVerifier{key}})
+	check(t, err)
+	if _, err := verifier.Verify(t.Context(), &b.Envelope); err != nil {
+		t.Error(err)
+	}
+	b.Envelope.Signatures[0].KeyID = s.Keys()[0].ID
+	if _, err := verifier.Verify(t.Context(), &b.Envelope); err == nil {
+		t.Error("an id is of no consequence: bundles may have one")
 	}
 }

@@ -66,14 +66,14 @@ func signForATest(how, keyFile string) int {
 	case "hang":
 		select {}
 	case "garbage":
-		fmt.Println("no base64!")
+		fmt.Fprintln(os.Stdout, "no base64!")
 		return 0
 	}
 	signature, err := ecdsa.SignASN1(nil, key, sum[:])
 	if err != nil {
 		return 1
 	}
-	fmt.Println(base64.StdEncoding.EncodeToString(signature))
+	fmt.Fprintln(os.Stdout, base64.StdEncoding.EncodeToString(signature))
 	return 0
 }
 
@@ -209,14 +209,15 @@ func open(t testing.TB, opt Options) *Signer {
 	return s
 }
 
-// refused wants a *kiln.Error with that code, words and a hint.
-func refused(t testing.TB, err error, code kiln.Code, words string) *kiln.Error {
+// refused wants a *kiln.Error with that code, words and a hint, and returns its
+// evidence.
+func refused(t testing.TB, err error, code kiln.Code, words string) []string {
 	t.Helper()
 	k, ok := err.(*kiln.Error) //nolint:errorlint // it must be one itself
 	if !ok || k.Code != code || k.Hint == "" || !strings.Contains(k.Message+strings.Join(k.Evidence, "\n"), words) {
 		t.Fatalf("not %s with %q: %#v", code, words, err)
 	}
-	return k
+	return k.Evidence
 }
 
 // clock is a time that a test sets.

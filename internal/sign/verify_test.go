@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/elliptic"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"path/filepath"
@@ -136,6 +137,14 @@ func edited(t testing.TB, raw []byte, change func(*bundle)) []byte {
 	return out
 }
 
+// hint names a key in a bundle.
+func hint(t testing.TB, id string) material {
+	t.Helper()
+	raw, err := hex.DecodeString(id)
+	check(t, err)
+	return material{PublicKey: &publicKey{Hint: base64.StdEncoding.EncodeToString(raw)}}
+}
+
 // signedAs is a bundle by the key of s over any payload of any type.
 func signedAs(t testing.TB, s *Signer, kind string, payload []byte) []byte {
 	t.Helper()
@@ -144,8 +153,8 @@ func signedAs(t testing.TB, s *Signer, kind string, payload []byte) []byte {
 	check(t, err)
 	raw, err := json.Marshal(bundle{MediaType: BundleType, Envelope: envelope{
 		Payload: base64.StdEncoding.EncodeToString(payload), PayloadType: kind,
-		Signatures: []signature{{Sig: base64.StdEncoding.EncodeToString(sig), KeyID: k.active().ID}},
-	}})
+		Signatures: []signature{{Sig: base64.StdEncoding.EncodeToString(sig)}},
+	}, Material: hint(t, k.active().ID)})
 	check(t, err)
 	return raw
 }
@@ -226,21 +235,21 @@ func TestBundlesThatDoNotCount(t *testing.T) {
 	}
 }
 
-// TestAKeyThatIsOnlyNamed: the id in an envelope is not signed and decides
+// TestAKeyThatIsOnlyNamed: which key a bundle names is not signed and decides
 // nothing, neither for nor against it.
 func TestAKeyThatIsOnlyNamed(t *testing.T) {
 	store := newShelf()
 	stranger, s := open(t, Options{Store: store}), open(t, Options{Store: store})
 	image := store.image(t, "a")
 	check(t, stranger.SignImage(t.Context(), image))
-	forged := edited(t, store.bundles(t, image)[PredicateSignature], func(b *bundle) { b.Envelope.Signatures[0].KeyID = s.Keys()[0].ID })
+	forged := edited(t, store.bundles(t, image)[PredicateSignature], func(b *bundle) { b.Material = hint(t, s.Keys()[0].ID) })
 	store.attach(t, image, forged)
 	if _, err := s.Verify(t.Context(), image); !errors.Is(err, ErrChanged) {
 		t.Errorf("a stranger's signature under our id: %v", err)
 	}
 	mine := store.image(t, "b")
 	check(t, s.SignImage(t.Context(), mine))
-	renamed := edited(t, store.bundles(t, mine)[PredicateSignature], func(b *bundle) { b.Envelope.Signatures[0].KeyID = "0123" })
+	renamed := edited(t, store.bundles(t, mine)[PredicateSignature], func(b *bundle) { b.Material = hint(t, strings.Repeat("01", 32)) })
 	store.referrers[mine] = nil
 	store.attach(t, mine, renamed)
 	if _, err := s.Verify(t.Context(), mine); err != nil {
@@ -319,8 +328,8 @@ func TestNewestVerdictCounts(t *testing.T) {
 	want(kiln.OutcomeFail)
 	p, err = s.Verify(t.Context(), image)
 	check(t, err)
-	if e := refused(t, p.MayRun(), kiln.CodeRefused, "did not pass"); len(e.Evidence) != 1 {
-		t.Errorf("%+v", e)
+	if e := refused(t, p.MayRun(), kiln.CodeRefused, "did not pass"); len(e) != 1 {
+		t.Errorf("%q", e)
 	}
 	// A clock that was set back: what was said last counts.
 	now.at = now.at.Add(-24 * time.Hour)
