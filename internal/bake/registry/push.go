@@ -125,7 +125,7 @@ func (p *sending) referrers(ctx context.Context, d kiln.Digest, depth int) error
 		return err
 	}
 	for _, r := range all {
-		p.progress(kiln.Progress{Step: "push " + p.ref, Message: r.ArtifactType})
+		p.progress(kiln.Progress{Stage: "push", Subject: p.ref, Step: r.ArtifactType, Done: true})
 		if _, err := p.tree(ctx, kiln.Digest(r.Digest), depth+1); err != nil {
 			return err
 		}
@@ -138,13 +138,13 @@ func (p *sending) blobs(ctx context.Context, all []v1.Descriptor) error {
 	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for i, b := range all {
-		step := fmt.Sprintf("push %s, blob %d of %d", p.ref, i+1, len(all))
+		step := fmt.Sprintf("blob %d of %d", i+1, len(all))
 		g.Go(func() error {
-			p.progress(kiln.Progress{Step: step, Message: fmt.Sprintf("%.1f MB", float64(b.Size)/1e6)})
+			p.progress(kiln.Progress{Stage: "push", Subject: p.ref, Step: step, Message: fmt.Sprintf("%.1f MB", float64(b.Size)/1e6)})
 			if err := remote.WriteLayer(p.repo, stored{p.from, b}, p.c.options(each)...); err != nil {
 				return notPushed(p.ref, err)
 			}
-			p.progress(kiln.Progress{Step: step, Done: true})
+			p.progress(kiln.Progress{Stage: "push", Subject: p.ref, Step: step, Done: true})
 			return nil
 		})
 	}

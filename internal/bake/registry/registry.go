@@ -42,8 +42,8 @@ type Store interface {
 // Options configure a client.
 type Options struct {
 	Store Store
-	// Keychain gives credentials; the Docker configuration of this process's
-	// user when nil.
+	// Keychain gives credentials; when nil those that docker login and podman
+	// login left for this process's user.
 	Keychain authn.Keychain
 	// Transport carries the requests; a copy of the default one when nil.
 	Transport http.RoundTripper
@@ -103,7 +103,7 @@ func (c *Client) first(ctx context.Context, ref name.Reference, ask func(name.Re
 // New makes a client. It connects to nothing yet.
 func New(o Options) *Client {
 	if o.Keychain == nil {
-		o.Keychain = authn.DefaultKeychain
+		o.Keychain = machine()
 	}
 	if o.Transport == nil {
 		o.Transport = remote.DefaultTransport
