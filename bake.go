@@ -93,8 +93,8 @@ type Material struct {
 // Progress is one line of news from a long operation. Step groups the lines
 // of one unit of work; a step ends with Done or Error set.
 type Progress struct {
-	Stage   string        `json:"stage"`             // "bake", "prove", "seal", "start", "verify", "switch", "park", "undo"
-	Subject string        `json:"subject"`           // the image or service
+	Stage   string        `json:"stage"`             // "bake", "prove", "seal", "start", "verify", "switch", "park", "undo", "push"
+	Subject string        `json:"subject"`           // the image or service; of a push, where to
 	Step    string        `json:"step,omitempty"`    // "[build 2/5] RUN make"
 	Message string        `json:"message,omitempty"` // a line of output, without its newline
 	Cached  bool          `json:"cached,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/registry"
@@ -44,4 +45,42 @@ func (p *plane) pushed(ctx context.Context, repository, tag string, d kiln.Diges
 		return fmt.Errorf("record the push: %w", err)
 	}
 	return nil
+}
+
+// push sends an image of the store to another registry. It stays in the store
+// until it is sent.
+func (p *plane) push(ctx context.Context, actor string, request server.PushRequest, progress func(kiln.Progress)) (server.PushResult, error) {
+	release, err := p.store.Hold(ctx)
+	if err != nil {
+		return server.PushResult{}, err
+	}
+	defer release()
+	d, err := p.find(ctx, request.Image)
+	if err != nil {
+		return server.PushResult{}, err
+	}
+	to, err := p.baker.Push(ctx, p.store, d, request.Destination, progress)
+	if err != nil {
+		return server.PushResult{}, err
+	}
+	err = p.record(ctx, kiln.Event{
+		Kind: "image.sent", Subject: to, Actor: actor, Message: fmt.Sprintf("%s was sent to %s", request.Image, request.Destination),
+		Data: map[string]string{"image": request.Image, "destination": request.Destination, "digest": string(d)},
+	})
+	if err != nil {
+		return server.PushResult{}, fmt.Errorf("record the push: %w", err)
+	}
+	return server.PushResult{Digest: d, Destination: to}, nil
+}
+
+// find is the manifest of an image by its name or digest.
+func (p *plane) find(ctx context.Context, image string) (kiln.Digest, error) {
+	if d, err := kiln.ParseDigest(image); err == nil {
+		return d, nil
+	}
+	desc, err := p.store.Resolve(ctx, strings.TrimSuffix(image, ":latest"))
+	if err != nil {
+		return "", kiln.Errorf(kiln.CodeNotFound, "kiln bake makes the images of a definition", "there is no image %q", image)
+	}
+	return kiln.Digest(desc.Digest), nil
 }

@@ -71,6 +71,7 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	p.access.SetTokens(next.file.Tokens)
 	move.Take()
 	p.certs = certs
+	p.baker.SetMirrors(mirrors(next.file.Registries))
 	p.control.SetStorageMax(next.storageMax)
 	p.history.set(next.keepEvents)
 	if err := p.engine.SetLogBytes(next.logBytes); err != nil {

@@ -244,6 +244,7 @@ func (p *plane) openBaker(ctx context.Context) (err error) {
 	})
 	if err == nil {
 		p.later(p.baker.Close)
+		p.baker.SetMirrors(mirrors(p.settings.Load().file.Registries))
 	}
 	return err
 }
@@ -254,7 +255,7 @@ func (p *plane) api(end func()) server.Options {
 		Control: p.control, Ledger: p.ledger, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
 		Settings: p.view, Reload: p.reload, Backup: p.backup,
-		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify, Registry: p.registry,
+		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify, Registry: p.registry, Push: p.push,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
 				return err

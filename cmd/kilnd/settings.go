@@ -172,7 +172,17 @@ func (s settings) changes(next settings) []string {
 	differ("log.level", s.level, next.level)
 	differ("traces", orNowhere(place(s.file.Traces.Endpoint)), orNowhere(place(next.file.Traces.Endpoint)))
 	differ("notify", notifyTexts(s.file.Notify), notifyTexts(next.file.Notify))
+	differ("registry", mirrors(s.file.Registries), mirrors(next.file.Registries))
 	return append(out, tokenChanges(s.file.Tokens, next.file.Tokens)...)
+}
+
+// mirrors are what is asked before a registry of others, by its host.
+func mirrors(list []config.Registry) map[string][]string {
+	out := map[string][]string{}
+	for _, r := range list {
+		out[r.Host] = r.Mirrors
+	}
+	return out
 }
 
 func orOwn(path string) string { return cmp.Or(path, "(own authority)") }

@@ -42,6 +42,15 @@ type Config struct {
 	LogLevel string
 	Traces   Traces
 	Notify   []Notify // by name
+	// Registries are those of others, by host.
+	Registries []Registry
+}
+
+// Registry is how images of a registry of others are pulled.
+type Registry struct {
+	Host string // "docker.io", "registry.example.com:5000"
+	// Mirrors are asked before it: hosts, which may be followed by a path.
+	Mirrors []string
 }
 
 // Listen is where the gateway takes public traffic, and where metrics are

@@ -49,7 +49,7 @@ func (r *reader) read() Config {
 		return Config{}
 	}
 	hclfile.Check(r.body, rootSchema(), badName, r.report)
-	for _, kind := range []string{"token", "notify"} {
+	for _, kind := range []string{"token", "notify", "registry"} {
 		hclfile.CheckUnique(kind, r.blocks(kind), r.report)
 	}
 	c := Config{Path: r.name, Digest: kiln.DigestOf(r.src), Data: r.data()}
@@ -72,7 +72,7 @@ func (r *reader) read() Config {
 	if d := r.single("traces"); d != nil {
 		c.Traces = Traces{Endpoint: r.target(d, "endpoint", "https://traces.example.com", "Traces"), HeadersFile: d.Checked("headers_file", "Not a file", badPath)}
 	}
-	c.Tokens, c.Notify = r.tokens(), r.notifications()
+	c.Tokens, c.Notify, c.Registries = r.tokens(), r.notifications(), r.registries()
 	r.checkTogether(c)
 	return c
 }
@@ -414,8 +414,40 @@ func overlap(a, b string) bool {
 	return portA == portB && (hostA == hostB || all(hostA) || all(hostB))
 }
 
-// badName returns what is wrong with the name of a token or a notification.
-func badName(_, name string) string {
+// registryHost is a host of a reference, with a port or without; mirrorPlace is
+// one with a path behind it.
+var (
+	registryHost = regexp.MustCompile(`\A[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?\z`)
+	mirrorPlace  = regexp.MustCompile(`\A[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*\z`)
+)
+
+// registries reads how registries of others are asked, by host.
+func (r *reader) registries() []Registry {
+	var out []Registry
+	for _, b := range r.blocks("registry") {
+		one := Registry{Host: b.Labels[0]}
+		for _, i := range r.decoder(b.Body).List("mirrors") {
+			if !mirrorPlace.MatchString(i.Text) || !strings.ContainsAny(i.Text, ".:") && !strings.HasPrefix(i.Text, "localhost") {
+				r.report.Error(i.At, "Not a mirror", "%s is not the host of a registry such as \"mirror.example.com\" or \"cache.example.com:5000/docker\". It is asked by HTTPS, this machine itself by HTTP, too.", i.Whole.Show(i.Text))
+				continue
+			}
+			one.Mirrors = append(one.Mirrors, i.Text)
+		}
+		out = append(out, one)
+	}
+	slices.SortFunc(out, func(a, b Registry) int { return cmp.Compare(a.Host, b.Host) })
+	return out
+}
+
+// badName returns what is wrong with the name of a token or a notification, or
+// with the host of a registry.
+func badName(kind, name string) string {
+	if kind == "registry" {
+		if len(name) > 255 || !registryHost.MatchString(name) {
+			return fmt.Sprintf("%q is not the host of a registry such as \"docker.io\" or \"registry.example.com:5000\".", name)
+		}
+		return ""
+	}
 	if len(name) > 40 || !regexp.MustCompile(`\A[a-z0-9]([a-z0-9._-]*[a-z0-9])?\z`).MatchString(name) {
 		return fmt.Sprintf("%q is not a name: up to 40 lower-case letters, digits, dots, dashes and underscores, beginning and ending with a letter or digit.", name)
 	}

@@ -13,7 +13,7 @@ func rootSchema() *hclfile.Block {
 		Arguments: []hclfile.Argument{
 			{Name: "data", Type: "string", Default: "`\"/var/lib/kiln\"`", Range: "absolute path", Doc: "The data directory. It cannot change while the control plane runs, and a file inside of a data directory does not say it."},
 		},
-		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock()},
+		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock()},
 	}
 }
 
@@ -90,6 +90,15 @@ func notifyBlock() hclfile.Block {
 			{Name: "secret_file", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "The file with the key that notifications are signed with: `whsec_` and base64, or the key as it is, of 16 bytes or more. Without it they are not signed."},
 			{Name: "events", Type: "list of strings", Required: true, Range: "kinds of events; `*` matches any text", Doc: "Which events: `\"release.*\"`, `\"instance.died\"`."},
 			{Name: "environments", Type: "list of strings", Default: "all, and events of none", Range: "names and patterns of environments; `*` matches any text", Doc: "Only events of these environments."},
+		},
+	}
+}
+
+func registryBlock() hclfile.Block {
+	return hclfile.Block{
+		Name: "registry", Labels: []string{"host"}, Doc: "How images of a registry of others are pulled, such as `registry \"docker.io\"`. Credentials are not here: they are in the Docker configuration of the user that kilnd runs as.",
+		Arguments: []hclfile.Argument{
+			{Name: "mirrors", Type: "list of strings", Required: true, Range: "`HOST`, `HOST:PORT`, either with a path behind it", Doc: "Registries that are asked before it, in this order. One that fails, or has not the image, is passed over."},
 		},
 	}
 }

@@ -363,3 +363,17 @@ func TestPages(t *testing.T) {
 		t.Errorf("%d referrers on %d pages", len(seen), pages)
 	}
 }
+
+func TestWhatIsSaidElsewhereStaysThere(t *testing.T) {
+	b := serve(t, nil)
+	raw := b.image(t, "a", "layer", nil)
+	b.putManifest(t, "a", "v1", raw).want(t, "push", 201, "")
+	subject := descriptor(ocispec.MediaTypeImageManifest, raw)
+	said := b.image(t, "b", "words", &subject)
+	d := string(digest.FromString(said))
+	b.putManifest(t, "b", d, said).want(t, "push what refers to it", 201, "")
+	b.do(t, "GET", "/v2/a/manifests/"+d, "").want(t, "of another repository", 404, "MANIFEST_UNKNOWN")
+	if a := b.do(t, "GET", "/v2/a/referrers/"+string(subject.Digest), ""); a.status != 200 || strings.Contains(a.body, d) {
+		t.Errorf("referrers: %d %s", a.status, a.body)
+	}
+}

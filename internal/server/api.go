@@ -108,6 +108,18 @@ type Reloaded struct {
 	Warnings []kiln.Diagnostic `json:"warnings,omitempty"`
 }
 
+// PushRequest asks for an image to be sent to another registry.
+type PushRequest struct {
+	Image       string `json:"image"`       // name of one that was baked, or digest of a manifest
+	Destination string `json:"destination"` // host/name:tag
+}
+
+// PushResult says what was sent.
+type PushResult struct {
+	Digest      kiln.Digest `json:"digest"`      // of the image's manifest
+	Destination string      `json:"destination"` // by digest
+}
+
 // NotifyTest asks for a test event.
 type NotifyTest struct {
 	Name string `json:"name,omitempty"` // of one receiver; empty for all

@@ -121,6 +121,11 @@ func (c *Client) Bake(ctx context.Context, request control.UpRequest, progress f
 	return operate[control.BakeResult](ctx, c, "bake", request, progress)
 }
 
+// Push sends an image to another registry.
+func (c *Client) Push(ctx context.Context, request PushRequest, progress func(kiln.Progress)) (PushResult, error) {
+	return operate[PushResult](ctx, c, "push", request, progress)
+}
+
 // Rollback goes back to an earlier release.
 func (c *Client) Rollback(ctx context.Context, request control.RollbackRequest, progress func(kiln.Progress)) (control.RollbackResult, error) {
 	return operate[control.RollbackResult](ctx, c, "rollback", request, progress)

@@ -121,6 +121,10 @@ func (a *api) changing() []route {
 			body: control.RollbackRequest{}, result: control.RollbackResult{}, frames: true, handle: a.stream(a.rollback),
 		},
 		{
+			method: "POST", path: "/v1/push", role: kiln.RoleDeploy, summary: "Send an image and what refers to it to another registry",
+			body: PushRequest{}, result: PushResult{}, frames: true, handle: a.stream(a.push),
+		},
+		{
 			method: "POST", path: "/v1/down", role: kiln.RoleDeploy, summary: "End an environment",
 			body: control.DownRequest{}, result: struct{}{}, frames: true, handle: a.stream(a.down),
 		},

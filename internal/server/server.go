@@ -58,6 +58,8 @@ type Options struct {
 	// Registry serves images below /v2/ to callers whom MayUseRegistry knows; nil
 	// when there is none.
 	Registry http.Handler
+	// Push sends an image to another registry; nil when there are no images.
+	Push func(ctx context.Context, actor string, request PushRequest, progress func(kiln.Progress)) (PushResult, error)
 	// NotifyTest sends a test event to one receiver, or to all for ""; nil when
 	// there are none.
 	NotifyTest func(ctx context.Context, name, actor string) ([]NotifyResult, error)
@@ -389,6 +391,20 @@ func (a *api) down(r *http.Request, s *stream) (any, error) {
 	}
 	request.Actor, request.Reach = actorOf(r), callOf(r).reach
 	return struct{}{}, a.Control.Down(r.Context(), request, s.offer)
+}
+
+func (a *api) push(r *http.Request, s *stream) (any, error) {
+	request, err := decode[PushRequest](a, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := MayUseRegistry(r, "push"); err != nil {
+		return nil, err
+	}
+	if a.Push == nil {
+		return nil, kiln.Errorf(kiln.CodeNotFound, "", "this server has no images")
+	}
+	return a.Push(r.Context(), actorOf(r), request, s.offer)
 }
 
 func (a *api) shutdown(r *http.Request, s *stream) (any, error) {

@@ -1,5 +1,5 @@
-// Package registry resolves references of OCI registries to digests and pulls
-// images by digest into the store. It trusts no registry: every byte is
+// Package registry resolves references of OCI registries to digests, pulls
+// images by digest into the store, and pushes those of the store. It trusts no registry: every byte is
 // checked against the digest that named it, every document and layer against
 // a size.
 package registry
@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -40,23 +42,68 @@ type Store interface {
 // Options configure a client.
 type Options struct {
 	Store Store
-	// Keychain gives credentials; the Docker configuration of this process's
-	// user when nil.
+	// Keychain gives credentials; when nil those that docker login and podman
+	// login left for this process's user.
 	Keychain authn.Keychain
 	// Transport carries the requests; a copy of the default one when nil.
 	Transport http.RoundTripper
 }
 
-// Client resolves and pulls. Its methods may be called concurrently.
+// Client resolves, pulls and pushes. Its methods may be called concurrently.
 type Client struct {
-	store  Store
-	remote []remote.Option
+	store   Store
+	remote  []remote.Option
+	mirrors atomic.Pointer[map[string][]string]
+}
+
+// SetMirrors exchanges what is asked before a registry, by the registry's host
+// as references have it ("docker.io", "registry.example.com:5000"): hosts,
+// which may be followed by a path. The registry itself comes last. What is
+// pulled by digest is checked whoever sends it; which digest a tag has, the
+// first that knows the tag says.
+func (c *Client) SetMirrors(mirrors map[string][]string) {
+	of := map[string][]string{}
+	for host, all := range mirrors {
+		if at, err := name.NewRegistry(host); err == nil {
+			of[at.RegistryStr()] = slices.Clone(all) // docker.io has another name of its own
+		}
+	}
+	c.mirrors.Store(&of)
+}
+
+// places are where a reference may be found, in the order to ask in.
+func (c *Client) places(ref name.Reference) []name.Reference {
+	var out []name.Reference
+	if mirrors := c.mirrors.Load(); mirrors != nil {
+		for _, m := range (*mirrors)[ref.Context().RegistryStr()] {
+			separator := ":"
+			if _, ok := ref.(name.Digest); ok {
+				separator = "@"
+			}
+			if at, err := name.ParseReference(m + "/" + ref.Context().RepositoryStr() + separator + ref.Identifier()); err == nil {
+				out = append(out, at)
+			}
+		}
+	}
+	return append(out, ref)
+}
+
+// first asks one place after another until one answers, and returns the last
+// one's error.
+func (c *Client) first(ctx context.Context, ref name.Reference, ask func(name.Reference) error) error {
+	var err error
+	for _, at := range c.places(ref) {
+		if err = ask(at); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // New makes a client. It connects to nothing yet.
 func New(o Options) *Client {
 	if o.Keychain == nil {
-		o.Keychain = authn.DefaultKeychain
+		o.Keychain = machine()
 	}
 	if o.Transport == nil {
 		o.Transport = remote.DefaultTransport
@@ -79,6 +126,15 @@ func (c *Client) Resolve(ctx context.Context, ref string) (kiln.LockedReference,
 	if err != nil {
 		return kiln.LockedReference{}, err
 	}
+	var lock kiln.LockedReference
+	err = c.first(ctx, parsed, func(at name.Reference) error {
+		lock, err = c.resolve(ctx, ref, at)
+		return err
+	})
+	return lock, err
+}
+
+func (c *Client) resolve(ctx context.Context, ref string, parsed name.Reference) (kiln.LockedReference, error) {
 	desc, err := remote.Get(parsed, c.options(ctx)...)
 	if err != nil {
 		return kiln.LockedReference{}, explain(ref, err)
@@ -231,7 +287,12 @@ func (c *Client) Pull(ctx context.Context, ref string, manifest kiln.Digest, pro
 	if err != nil {
 		return err
 	}
-	repo := parsed.Context()
+	return c.first(ctx, parsed, func(at name.Reference) error {
+		return c.pull(ctx, ref, at.Context(), manifest, progress)
+	})
+}
+
+func (c *Client) pull(ctx context.Context, ref string, repo name.Repository, manifest kiln.Digest, progress func(kiln.Progress)) error {
 	want, err := v1.NewHash(string(manifest))
 	if err != nil {
 		return invalid(ref, "%w", err)

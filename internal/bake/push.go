@@ -1,0 +1,18 @@
+package bake
+
+import (
+	"context"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/bake/registry"
+)
+
+// SetMirrors exchanges which registries are asked before another; see
+// registry.Client.
+func (b *Baker) SetMirrors(mirrors map[string][]string) { b.registry.SetMirrors(mirrors) }
+
+// Push sends an image of a store and what refers to it to a registry, and
+// returns the destination by digest; see registry.Client.
+func (b *Baker) Push(ctx context.Context, from registry.Source, manifest kiln.Digest, destination string, progress func(kiln.Progress)) (string, error) {
+	return b.registry.Push(ctx, from, manifest, destination, progress)
+}
