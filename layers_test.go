@@ -63,6 +63,8 @@ func forbidden(f file, imported string) string {
 	case strings.HasPrefix(imported, "github.com/prometheus/") && f.pkg != "metrics",
 		strings.HasPrefix(imported, "go.opentelemetry.io/") && f.pkg != "tracing":
 		return "kilnd alone measures and traces: one package knows each library, and kiln and the gateway stay small"
+	case strings.HasPrefix(imported, "github.com/google/osv-scalibr") && f.pkg != "scan" && f.pkg != "advisory":
+		return "it is large: what an image has and what is known of it are found in one package each, and only kilnd carries them"
 	case !strings.Contains(f.path, "/"):
 		return rootImports(imported)
 	case slices.Contains(pure(), f.pkg):
@@ -240,6 +242,10 @@ func TestRulesBite(t *testing.T) {
 		{file{path: "internal/cli/a.go", pkg: "cli"}, own("bake"), true},
 		{file{path: "internal/control/a.go", pkg: "control"}, "go.opentelemetry.io/otel/trace", true},
 		{file{path: "internal/tracing/a.go", pkg: "tracing"}, "go.opentelemetry.io/otel/trace", false},
+		{file{path: "internal/advisory/a.go", pkg: "advisory"}, "github.com/google/osv-scalibr/semantic", false},
+		{file{path: "internal/control/a.go", pkg: "control"}, "github.com/google/osv-scalibr/semantic", true},
+		{file{path: "internal/advisory/a.go", pkg: "advisory"}, own("scan"), true},
+		{file{path: "cmd/kiln/a.go"}, own("scan"), true},
 		{file{path: "internal/server/a.go", pkg: "server"}, "github.com/prometheus/client_golang/prometheus", true},
 		{file{path: "internal/metrics/a.go", pkg: "metrics"}, "github.com/prometheus/client_golang/prometheus", false},
 		{file{path: "cmd/kiln/main.go"}, own("bake"), true},

@@ -85,18 +85,19 @@ func TestABrokenRecordRefusesAll(t *testing.T) {
 	db := filled(t, "Go", "PyPI")
 	before := db.Status()
 	for name, c := range map[string]struct{ record, says string }{
-		"no JSON":           {`{"id":"X-1"`, "OSV format"},
-		"another type":      {strings.Replace(sound, `"X-1"`, `7`, 1), "OSV format"},
-		"no id":             {strings.Replace(sound, `"X-1"`, `""`, 1), "no id"},
-		"an id with a line": {strings.Replace(sound, `"X-1"`, `"X-1\n"`, 1), "no id"},
-		"another id":        {strings.Replace(sound, `"X-1"`, `"X-2"`, 1), "its id is X-2"},
-		"nothing affected":  {`{"id":"X-1"}`, "nothing that is affected"},
-		"no package":        {strings.Replace(sound, `"name":"a"`, `"name":""`, 1), "without a name"},
-		"no ecosystem":      {strings.Replace(sound, `"ecosystem":"Go",`, ``, 1), "without a name or an ecosystem"},
-		"a control sign":    {strings.Replace(sound, `"introduced":"0"`, `"introduced":"\u001b[2J"`, 1), "not text"},
-		"a long version":    {strings.Replace(sound, `"introduced":"0"`, `"introduced":"`+strings.Repeat("9", maxText+1)+`"`, 1), "too long"},
-		"a deep one":        {`{"id":"X-1","database_specific":` + strings.Repeat(`{"a":`, 1000) + `1` + strings.Repeat(`}`, 1000) + `,` + sound[12:], "OSV format"},
-		"100 MB":            {sound + strings.Repeat(" ", 100<<20), "104857"},
+		"no JSON":              {`{"id":"X-1"`, "OSV format"},
+		"another type":         {strings.Replace(sound, `"X-1"`, `7`, 1), "OSV format"},
+		"no id":                {strings.Replace(sound, `"X-1"`, `""`, 1), "no id"},
+		"an id with a line":    {strings.Replace(sound, `"X-1"`, `"X-1\n"`, 1), "no id"},
+		"another id":           {strings.Replace(sound, `"X-1"`, `"X-2"`, 1), "its id is X-2"},
+		"nothing affected":     {`{"id":"X-1"}`, "nothing that is affected"},
+		"no package":           {strings.Replace(sound, `"name":"a"`, `"name":""`, 1), "without a name"},
+		"no ecosystem":         {strings.Replace(sound, `"ecosystem":"Go",`, ``, 1), "without a name or an ecosystem"},
+		"a control sign":       {strings.Replace(sound, `"introduced":"0"`, `"introduced":"\u001b[2J"`, 1), "not text"},
+		"a strange withdrawal": {strings.Replace(sound, `{"id"`, `{"withdrawn":7,"id"`, 1), "withdrawn"},
+		"a long version":       {strings.Replace(sound, `"introduced":"0"`, `"introduced":"`+strings.Repeat("9", maxText+1)+`"`, 1), "too long"},
+		"a deep one":           {`{"id":"X-1","database_specific":` + strings.Repeat(`{"a":`, 1000) + `1` + strings.Repeat(`}`, 1000) + `,` + sound[12:], "OSV format"},
+		"100 MB":               {sound + strings.Repeat(" ", 100<<20), "104857"},
 	} {
 		records := fixture(t, "Go")
 		records["X-1.json"] = c.record

@@ -1,8 +1,10 @@
 package advisory
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,8 +39,8 @@ type parsed struct {
 // record is refused when it is not in OSV's format, or says nothing of any
 // package. Fields that a later version of the format has are passed over.
 func parseRecord(ecosystem string, content []byte) (parsed, error) {
-	v := &osv.Vulnerability{}
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: 100}).Unmarshal(content, v); err != nil {
+	v, withdrawn, err := decode(content)
+	if err != nil {
 		return parsed{}, fmt.Errorf("it is not in the OSV format: %w", err)
 	}
 	if !isID(v.GetId()) {
@@ -47,13 +49,38 @@ func parseRecord(ecosystem string, content []byte) (parsed, error) {
 	if len(v.GetAffected()) == 0 {
 		return parsed{}, errors.New("it names nothing that is affected")
 	}
-	p := parsed{id: v.GetId(), withdrawn: v.GetWithdrawn() != nil}
+	p := parsed{id: v.GetId(), withdrawn: withdrawn}
 	rows, err := affectedRows(ecosystem, v)
 	if err != nil || p.withdrawn { // what is withdrawn counts and never matches
 		return p, err
 	}
 	p.rows = rows
 	return p, nil
+}
+
+// decode reads the parts of a record that are kept. Of its times only whether
+// there is one of withdrawal counts: databases write some that are none.
+func decode(content []byte) (v *osv.Vulnerability, withdrawn bool, err error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(content, &all); err != nil {
+		return nil, false, err
+	}
+	var when *string
+	if b, ok := all["withdrawn"]; ok {
+		if err := json.Unmarshal(b, &when); err != nil {
+			return nil, false, fmt.Errorf("withdrawn: %w", err)
+		}
+	}
+	maps.DeleteFunc(all, func(key string, _ json.RawMessage) bool {
+		return !slices.Contains([]string{"id", "aliases", "upstream", "summary", "details", "severity", "affected", "database_specific"}, key)
+	})
+	kept, err := json.Marshal(all)
+	if err != nil {
+		return nil, false, err
+	}
+	v = &osv.Vulnerability{}
+	err = protojson.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: 100}.Unmarshal(kept, v)
+	return v, when != nil && *when != "", err
 }
 
 // affectedRows splits a record by the packages of the ecosystem that it names.
