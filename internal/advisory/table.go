@@ -32,6 +32,7 @@ type table struct {
 	path      string
 	digest    kiln.Digest
 	db        *sql.DB
+	find      *sql.Stmt
 	snapshots atomic.Int32 // that have it
 
 	mu     sync.Mutex
@@ -72,6 +73,9 @@ func openTable(path string, digest kiln.Digest) (*table, error) {
 	if err == nil && named != string(digest) {
 		err = errors.New("it has not the content of its name")
 	}
+	if err == nil {
+		t.find, err = db.Prepare("SELECT sum, record FROM advisory WHERE name = ?1 AND (?2 = '' OR release = '' OR release = ?2) ORDER BY id, release") //nolint:noctx // as above
+	}
 	if err != nil {
 		return nil, errors.Join(unreadable(path, err), db.Close())
 	}
@@ -105,7 +109,7 @@ func (t *table) records(ctx context.Context, release, name string) (*group, erro
 }
 
 func (t *table) read(ctx context.Context, release, name string) (*group, int, error) {
-	rows, err := t.db.QueryContext(ctx, "SELECT sum, record FROM advisory WHERE name = ?1 AND (?2 = '' OR release = '' OR release = ?2) ORDER BY id, release", name, release)
+	rows, err := t.find.QueryContext(ctx, name, release)
 	if err != nil {
 		return nil, 0, err
 	}
