@@ -229,7 +229,8 @@ func entriesOf(s Source) ([]*zip.File, error) {
 	return entries, nil
 }
 
-// unpack reads one record; what the zip says of its size is not believed.
+// unpack reads one record. What the zip says of its size, which is bounded, is
+// held to by the library, and again here.
 func unpack(f *zip.File, left int64) ([]byte, error) {
 	r, err := f.Open()
 	if err != nil {
