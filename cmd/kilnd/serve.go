@@ -195,9 +195,12 @@ func (p *plane) openStore(context.Context) (err error) {
 	return err
 }
 
-func (p *plane) openSigner(context.Context) (err error) {
+func (p *plane) openSigner(ctx context.Context) (err error) {
 	p.signer, err = sign.New(sign.Options{Dir: p.dir("sign"), Store: signable{p.store}, Log: p.log})
-	return err
+	if err != nil {
+		return err
+	}
+	return p.reserve.write(ctx, func() error { return p.grandfather(ctx) })
 }
 
 func (p *plane) openSeals(context.Context) (err error) {

@@ -12,10 +12,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/durable"
@@ -262,7 +264,7 @@ func (s *Store) Referrers(ctx context.Context, subject kiln.Digest, artifactType
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		desc, err := s.describeReferrer(subject, d)
+		desc, err := s.described.of(s, subject, d)
 		if errors.Is(err, kiln.ErrNotFound) {
 			continue // collected this moment, or by one that was killed
 		}
@@ -292,6 +294,49 @@ func (s *Store) referrersOf(subject kiln.Digest) ([]kiln.Digest, error) {
 		}
 	}
 	return all, nil
+}
+
+// descriptions remembers how referrers are described, as long as their
+// manifests' files are those that were read. The zero value remembers nothing.
+type descriptions struct {
+	mu  sync.Mutex
+	all map[[2]kiln.Digest]description // by subject and referrer
+}
+
+type description struct {
+	file unix.Stat_t
+	desc ocispec.Descriptor
+}
+
+// maxDescriptions bounds what is remembered: some hundred bytes each.
+const maxDescriptions = 10_000
+
+func (c *descriptions) of(s *Store, subject, d kiln.Digest) (ocispec.Descriptor, error) {
+	path, err := s.blobPath(d)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	var file unix.Stat_t
+	at := [2]kiln.Digest{subject, d}
+	if unix.Lstat(path, &file) == nil {
+		c.mu.Lock()
+		known, ok := c.all[at]
+		c.mu.Unlock()
+		if ok && known.file.Ino == file.Ino && known.file.Ctim == file.Ctim && known.file.Size == file.Size {
+			return known.desc, nil
+		}
+	}
+	desc, err := s.describeReferrer(subject, d)
+	if err != nil {
+		return desc, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all == nil || len(c.all) >= maxDescriptions {
+		c.all = map[[2]kiln.Digest]description{}
+	}
+	c.all[at] = description{file, desc}
+	return desc, nil
 }
 
 // describeReferrer describes a referrer as a registry lists it

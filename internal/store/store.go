@@ -45,6 +45,8 @@ type Store struct {
 
 	shelf shelf
 
+	described descriptions
+
 	mu   sync.Mutex
 	pins map[kiln.Digest]int
 }
