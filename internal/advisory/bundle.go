@@ -207,7 +207,7 @@ func open(ctx context.Context, r io.ReaderAt, files map[string]*zip.File, one bu
 		return Source{}, badBundle("the file %q of its manifest is not there", clip(one.File))
 	}
 	at, err := f.DataOffset()
-	if err != nil || one.Size <= 0 || one.Records <= 0 || int64(f.CompressedSize64) != one.Size { //nolint:gosec // compared, not believed
+	if err != nil || one.Size <= 0 || one.Records <= 0 || int64(f.CompressedSize64) != one.Size {
 		return Source{}, badBundle("the file %q has not the size of the manifest", clip(one.File))
 	}
 	content := io.NewSectionReader(r, at, one.Size)

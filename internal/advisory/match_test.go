@@ -101,7 +101,8 @@ func TestMatchSaysWhatItCannotTell(t *testing.T) {
 	db := filled(t, "Go", "Debian")
 	r, err := db.Match(t.Context(), []kiln.Package{
 		goPackage("example.com/dead", ""), goPackage("example.com/nobody/knows", ""),
-		{Name: "left-pad", Version: "1.0.0", Ecosystem: "npm"}, {Name: "who", Version: "1", Ecosystem: "Nobody's:1"},
+		{Name: "left-pad", Version: "1.0.0", Ecosystem: "npm"},
+		{Name: "who", Version: "1", Ecosystem: "Nobody's:1"},
 		deb("libssl3", "x:not a version", "12"),
 	})
 	if err != nil {

@@ -41,15 +41,15 @@ func gateways(t *testing.T, keeper int) []int {
 }
 
 // awaitSpare waits for the gateway that waits for its turn.
-func (r *rig) awaitSpare() (keeper, gateway, spare int) {
+func (r *rig) awaitSpare() (gateway, spare int) {
 	r.t.Helper()
 	waitUntil(r.t, func() bool {
 		info, err := r.Ping(r.t.Context())
 		if err != nil {
 			return false
 		}
-		keeper, gateway = info.PID, info.GatewayPID
-		all := gateways(r.t, keeper)
+		gateway = info.GatewayPID
+		all := gateways(r.t, info.PID)
 		all = slices.DeleteFunc(all, func(pid int) bool { return pid == gateway })
 		if len(all) != 1 {
 			return false
@@ -57,7 +57,7 @@ func (r *rig) awaitSpare() (keeper, gateway, spare int) {
 		spare = all[0]
 		return true
 	})
-	return keeper, gateway, spare
+	return gateway, spare
 }
 
 func TestTheSpareGatewayFollows(t *testing.T) {
@@ -67,7 +67,7 @@ func TestTheSpareGatewayFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		_, gateway, spare := r.awaitSpare()
+		gateway, spare := r.awaitSpare()
 		r.kill(gateway)
 		var said string
 		waitUntil(t, func() bool {
@@ -87,14 +87,14 @@ func TestASpareThatDiedIsNotWaitedFor(t *testing.T) {
 	if err := r.Listen(t.Context(), []string{"tcp://" + address}); err != nil {
 		t.Fatal(err)
 	}
-	_, gateway, spare := r.awaitSpare()
+	gateway, spare := r.awaitSpare()
 	r.kill(spare)
 	r.kill(gateway)
 	waitUntil(t, func() bool {
 		_, err := ask("tcp", address)
 		return err == nil
 	})
-	if _, _, next := r.awaitSpare(); next == spare {
+	if _, next := r.awaitSpare(); next == spare {
 		t.Fatalf("the dead spare %d is still the spare", spare)
 	}
 }
@@ -103,10 +103,10 @@ func TestASpareThatDiedIsNotWaitedFor(t *testing.T) {
 // of what is listened on.
 func TestASpareIsMissed(t *testing.T) {
 	r := newRig(t, true)
-	_, gateway, spare := r.awaitSpare()
+	gateway, spare := r.awaitSpare()
 	waitUntil(t, func() bool { return lived(spare) > 2*quickDeath })
 	r.kill(spare)
-	if _, same, next := r.awaitSpare(); next == spare || same != gateway {
+	if same, next := r.awaitSpare(); next == spare || same != gateway {
 		t.Fatalf("spare %d after %d, gateway %d after %d", next, spare, same, gateway)
 	}
 }
@@ -122,7 +122,7 @@ func lived(pid int) time.Duration {
 
 func TestASpareEndsWithItsKeeper(t *testing.T) {
 	r := newRig(t, true)
-	_, _, spare := r.awaitSpare()
+	_, spare := r.awaitSpare()
 	pidfd, err := unix.PidfdOpen(spare, 0)
 	if err != nil {
 		t.Fatal(err)

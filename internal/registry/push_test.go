@@ -125,7 +125,7 @@ func TestARepositoryShowsWhatIsItsOwn(t *testing.T) {
 
 func TestWhatKilnBakedAndSaysOfIt(t *testing.T) {
 	b := serve(t, func(o *registry.Options) {
-		o.Needed = func(_ context.Context, d kiln.Digest) (bool, error) { return true, nil }
+		o.Needed = func(context.Context, kiln.Digest) (bool, error) { return true, nil }
 	})
 	raw := b.image(t, "scratch", "layer", nil)
 	if _, err := b.store.PutManifest(t.Context(), []byte(raw)); err != nil {
@@ -163,7 +163,7 @@ func TestARefusedTagStaysWhatItWas(t *testing.T) {
 	var refuse error
 	var asked []string
 	b := serve(t, func(o *registry.Options) {
-		o.Pushed = func(_ context.Context, repository, tag string, d kiln.Digest) error {
+		o.Pushed = func(_ context.Context, repository, tag string, _ kiln.Digest) error {
 			asked = append(asked, repository+":"+tag)
 			return refuse
 		}

@@ -175,7 +175,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	q := &request{Request: r, g: g, w: w}
 	if err := q.serve(); err != nil {
-		q.fail(err)
+		q.fail(err) //nolint:contextcheck // the request is its context
 	}
 }
 

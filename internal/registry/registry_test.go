@@ -2,7 +2,6 @@ package registry_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net/http/httptest"
 	"path/filepath"
@@ -31,7 +30,7 @@ func serve(t testing.TB, change func(*registry.Options)) bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := registry.Options{Store: backing{s}, Dir: filepath.Join(dir, "registry"), Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	o := registry.Options{Store: backing{s}, Dir: filepath.Join(dir, "registry"), Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&o)
 	}

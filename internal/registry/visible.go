@@ -113,7 +113,7 @@ func (g *Registry) refersTo(ctx context.Context, repository string, d kiln.Diges
 		}
 	}
 	for m := range own {
-		if ok, err := g.saidOf(ctx, repository, m, d, maxNesting); ok || err != nil {
+		if ok, err := g.saidOf(ctx, m, d, maxNesting); ok || err != nil {
 			return ok, err
 		}
 	}
@@ -122,7 +122,7 @@ func (g *Registry) refersTo(ctx context.Context, repository string, d kiln.Diges
 
 // saidOf says whether what refers to a manifest, but is in no repository, has a
 // blob.
-func (g *Registry) saidOf(ctx context.Context, repository string, subject, d kiln.Digest, depth int) (bool, error) {
+func (g *Registry) saidOf(ctx context.Context, subject, d kiln.Digest, depth int) (bool, error) {
 	if depth == 0 {
 		return false, nil
 	}
@@ -146,7 +146,7 @@ func (g *Registry) saidOf(ctx context.Context, repository string, subject, d kil
 		if g.has(ctx, m, d) {
 			return true, nil
 		}
-		if ok, err := g.saidOf(ctx, repository, m, d, depth-1); ok || err != nil {
+		if ok, err := g.saidOf(ctx, m, d, depth-1); ok || err != nil {
 			return ok, err
 		}
 	}

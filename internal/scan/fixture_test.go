@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -125,7 +126,7 @@ func jar(t testing.TB) []byte {
 	if err == nil {
 		_, err = w.Write([]byte("groupId=org.example\nartifactId=thing\nversion=4.5.6\n"))
 	}
-	if err = z.Close(); err != nil {
+	if err = errors.Join(err, z.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()

@@ -68,8 +68,13 @@ func extractors() ([]filesystem.Extractor, error) {
 		make   func(*cpb.PluginConfig) (filesystem.Extractor, error)
 		config *cpb.PluginConfig
 	}{
-		{dpkg.New, bounded(maxDatabase)}, {apk.New, bounded(maxDatabase)}, {gobinary.New, bounded(maxProgram)}, {cargoauditable.New, bounded(maxProgram)},
-		{packagejson.New, bounded(maxDocument)}, {wheelegg.New, bounded(maxArchive)}, {archive.New, java},
+		{dpkg.New, bounded(maxDatabase)},
+		{apk.New, bounded(maxDatabase)},
+		{gobinary.New, bounded(maxProgram)},
+		{cargoauditable.New, bounded(maxProgram)},
+		{packagejson.New, bounded(maxDocument)},
+		{wheelegg.New, bounded(maxArchive)},
+		{archive.New, java},
 	} {
 		one, err := e.make(e.config)
 		if err != nil {

@@ -179,7 +179,7 @@ func (s *Store) listed(r reference) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, r.referrer.Hex()), os.O_CREATE|os.O_RDONLY, 0o444)
+	f, err := os.OpenFile(filepath.Join(dir, r.referrer.Hex()), os.O_CREATE|os.O_RDONLY, 0o400)
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ func (f files) Resolve(target authn.Resource) (authn.Authenticator, error) {
 // credentials looks for a repository, and then for what it is below.
 func credentials(path string, target authn.Resource) (types.AuthConfig, error) {
 	none := types.AuthConfig{}
-	r, err := os.Open(path) //nolint:gosec // of this user's own environment
+	r, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return none, nil
 	}
