@@ -42,6 +42,30 @@ func TestTheHistoryTellsALife(t *testing.T) {
 	})
 }
 
+// TestADeathIsToldOnce has it told by whoever looks first after a restart, and
+// later by the engine.
+func TestADeathIsToldOnce(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		b.settled()
+		list, err := b.Instances(t.Context(), "production")
+		check(t, err)
+		check(t, b.engine.Kill(list[0].ID, kiln.Cause{Kind: kiln.CauseLost}))
+		b.settled()
+		b.halt()
+		dead, err := b.ledger.Instance(t.Context(), list[0].ID)
+		check(t, err)
+		if r := b.describe(t.Context(), []kiln.Change{{At: time.Now(), Instance: &dead}}); len(r.Events)+len(r.Instances) > 0 {
+			t.Errorf("told again: %+v", r)
+		}
+		stranger := dead
+		stranger.ID = "web-born-and-gone"
+		if r := b.describe(t.Context(), []kiln.Change{{At: time.Now(), Instance: &stranger}}); len(r.Events) != 1 {
+			t.Errorf("one that nobody saw alive: %+v", r)
+		}
+	})
+}
+
 func TestStatusNamesWhatIsWrong(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.mustUp(shop("production", "1"))

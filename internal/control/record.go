@@ -80,7 +80,7 @@ func (c *Control) describe(ctx context.Context, batch []kiln.Change) kiln.Record
 			r = merge(r, c.resync(ctx))
 		case one.Event != nil:
 			r.Events = append(r.Events, c.storm.admit(*one.Event, c.now())...)
-		case one.Instance != nil:
+		case one.Instance != nil && (one.Instance.State != kiln.InstanceDead || c.isNews(ctx, *one.Instance)):
 			r = merge(r, c.lived(*one.Instance, one.At))
 		}
 	}
