@@ -153,6 +153,7 @@ type bench struct {
 	ledgerAs Ledger
 	engineAs kiln.Engine
 	observer Observer
+	prover   *prover // nil lets everything pass
 	stop     context.CancelFunc
 	ended    chan error
 }
@@ -184,8 +185,12 @@ func (b *bench) start() {
 	if b.engineAs != nil {
 		e = b.engineAs
 	}
+	var p Prover
+	if b.prover != nil {
+		p = b.prover
+	}
 	b.Control = New(Options{
-		Ledger: l, Store: store{}, Baker: b.baker, Engine: e, Loader: loader{},
+		Prover: p, Ledger: l, Store: store{}, Baker: b.baker, Engine: e, Loader: loader{},
 		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults, Observer: b.observer,
 		Storage: b.storage, StorageMax: 80, Now: b.clock,
 	})

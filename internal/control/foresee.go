@@ -13,6 +13,9 @@ import (
 // every image is baked.
 func (c *Control) foresee(ctx context.Context, r UpRequest, def Definition, live *kiln.Release, desired kiln.Release, known map[string]kiln.Baked, baked bool, out *PlanResult) error {
 	err := c.rules(r, def, live)
+	if err == nil {
+		err = refusal(out.Verdicts)
+	}
 	if err == nil && baked {
 		desired.Bundle, err = c.store.BundleDigest(bundleOf(r.Tree, def.Spec, kiln.BakeResult{Images: known}))
 		if err != nil {
