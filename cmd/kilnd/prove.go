@@ -197,6 +197,11 @@ func (s signer) Verify(ctx context.Context, manifest kiln.Digest) error {
 	return err
 }
 
+func (s signer) Has(ctx context.Context, manifest kiln.Digest, predicateType string) (bool, error) {
+	proof, err := s.Signer.Verify(ctx, manifest)
+	return err == nil && proof.Has(sign.PredicateType(predicateType)), err
+}
+
 func (s signer) Statements(ctx context.Context, manifest kiln.Digest, predicateType string) ([]json.RawMessage, error) {
 	return s.Predicates(ctx, manifest, sign.PredicateType(predicateType))
 }

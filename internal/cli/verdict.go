@@ -10,24 +10,31 @@ import (
 )
 
 // printVerdicts says in two lines what a gate said of each image, and in a table
-// what it found.
+// what is to be read. What gates say of several images is said once.
 func (a *app) printVerdicts(verdicts map[string]kiln.Verdict) error {
+	said := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
-		if err := a.printVerdict(name, verdicts[name]); err != nil {
+		if err := a.printVerdict(name, verdicts[name], said); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (a *app) printVerdict(name string, v kiln.Verdict) error {
+func (a *app) printVerdict(name string, v kiln.Verdict, said map[string]bool) error {
 	s := a.style(a.Out)
 	color := map[kiln.Outcome]string{kiln.OutcomePass: green, kiln.OutcomeFail: red, kiln.OutcomeUnknown: yellow}[v.Outcome]
 	if err := a.print("  %s  %s %s\n", s.paint(color, fmt.Sprintf("%-7s", v.Outcome)), s.safe(name), v.Image.Short()); err != nil {
 		return err
 	}
-	lines := append([]string{gate.Summary(v)}, v.Reasons...)
-	lines = append(lines, gate.Table(v.Findings, false)...)
+	lines := []string{gate.Summary(v)}
+	for _, reason := range v.Reasons {
+		if !said[reason] {
+			lines = append(lines, reason)
+		}
+		said[reason] = true
+	}
+	lines = append(lines, gate.Table(gate.Notable(v), false)...)
 	if v.Outcome != kiln.OutcomePass && v.Hint != "" {
 		lines = append(lines, "hint: "+v.Hint)
 	}

@@ -120,7 +120,9 @@ func (j *judgement) findings() {
 			j.failed = append(j.failed, sentence(f.ID+": "+f.Reason))
 		}
 	}
-	j.let("is open and does not fail", "are open and do not fail", func(f kiln.Finding) bool { return f.State == kiln.FindingOpen && !f.Fails })
+	j.let("is open and does not fail", "are open and do not fail", func(f kiln.Finding) bool {
+		return f.State == kiln.FindingOpen && !f.Fails && f.Kind != kiln.FindingLint // whose rules say that they warn
+	})
 	j.let("is ignored", "are ignored", func(f kiln.Finding) bool { return f.State == kiln.FindingIgnored })
 	j.let("does not affect it, say its VEX documents", "do not affect it, say its VEX documents", func(f kiln.Finding) bool { return f.State == kiln.FindingNotAffected })
 }

@@ -35,6 +35,17 @@ func Table(findings []kiln.Finding, all bool) []string {
 	return lines
 }
 
+// Notable are the findings that a verdict should be read with: all where it does
+// not pass, and otherwise those that count and are more than a remark.
+func Notable(v kiln.Verdict) []kiln.Finding {
+	if v.Outcome != kiln.OutcomePass {
+		return v.Findings
+	}
+	return slices.DeleteFunc(slices.Clone(v.Findings), func(f kiln.Finding) bool {
+		return f.State != kiln.FindingOpen || f.Severity == kiln.SeverityLow
+	})
+}
+
 // severity has a mark where the gate fails because of the finding.
 func severity(f kiln.Finding) string {
 	if f.Fails {

@@ -183,8 +183,7 @@ func (p *Prover) attest(ctx context.Context, image kiln.Image, baked kiln.Baked,
 // attestOnce attests what is said of an image when it is first seen. An image
 // that is found again, for another commit, came from where it came from.
 func (p *Prover) attestOnce(ctx context.Context, image kiln.Digest, predicateType string, predicate func() (any, error)) error {
-	before, err := p.opt.Signer.Statements(ctx, image, predicateType)
-	if err != nil || len(before) > 0 {
+	if has, err := p.opt.Signer.Has(ctx, image, predicateType); has || err != nil {
 		return err
 	}
 	said, err := predicate()

@@ -77,6 +77,9 @@ type Signer interface {
 	Attest(ctx context.Context, manifest kiln.Digest, predicateType string, predicate any) error
 	// Verify says why a manifest is not signed by a trusted key; nil when it is.
 	Verify(ctx context.Context, manifest kiln.Digest) error
+	// Has says whether something of a type was attested of a manifest by a
+	// trusted key.
+	Has(ctx context.Context, manifest kiln.Digest, predicateType string) (bool, error)
 	// Statements returns what was attested of a manifest with a type, by trusted
 	// keys only.
 	Statements(ctx context.Context, manifest kiln.Digest, predicateType string) ([]json.RawMessage, error)

@@ -111,6 +111,12 @@ func (w *world) Statements(_ context.Context, d kiln.Digest, kind string) ([]jso
 	return slices.Clone(w.said[d][kind]), nil
 }
 
+func (w *world) Has(_ context.Context, d kiln.Digest, kind string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.said[d][kind]) > 0, nil
+}
+
 func (w *world) AttestOrigin(context.Context, kiln.Image, kiln.Baked, kiln.ProveRequest) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
