@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,9 +49,42 @@ func (p *plane) openProver(context.Context) error {
 		Judge:      judge,
 		Scan:       scanners{p.store, p.dir("bake"), scanner.Scanner{Cache: p.dir("scanners")}}.scan,
 		Rules:      rules{p.store}.find,
+		Bundles:    p.bundlesOf,
 		Log:        p.log,
 	})
 	return nil
+}
+
+// bundlesOf are the bundles of the releases that may start instances of an image.
+func (p *plane) bundlesOf(ctx context.Context, image kiln.Digest) ([]kiln.Digest, error) {
+	names, err := p.ledger.Environments(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []kiln.Digest
+	for _, name := range names {
+		releases, err := p.ledger.Releases(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range releases {
+			if starts(r) && runs(r, image) && !slices.Contains(out, r.Bundle) {
+				out = append(out, r.Bundle)
+			}
+		}
+	}
+	return out, nil
+}
+
+// starts says whether instances of a release may start at any moment.
+func starts(r kiln.Release) bool {
+	return r.State == kiln.ReleaseLive || r.State == kiln.ReleaseParked || r.State == kiln.ReleasePending
+}
+
+func runs(r kiln.Release, image kiln.Digest) bool {
+	return slices.ContainsFunc(r.Services, func(s kiln.ReleaseService) bool {
+		return s.Template.Image == image || slices.Contains(slices.Collect(maps.Values(s.VerifyImages)), image)
+	})
 }
 
 // inspector looks into images by workers without privileges.

@@ -49,6 +49,9 @@ func (c *Control) begin(ctx context.Context, name string, to kiln.Release, h *ho
 	if err != nil {
 		return nil, fmt.Errorf("list the releases of %s: %w", name, err)
 	}
+	if err := c.admit(ctx, to, actor); err != nil {
+		return nil, err
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -411,6 +414,9 @@ func (d *drive) take(ctx context.Context, a rollout.Action, changed <-chan struc
 	case rollout.ActPause:
 		return pause(ctx, a.For)
 	case rollout.ActAdmit:
+		if err := d.c.admit(ctx, d.rollout.To, d.record.Actor); err != nil {
+			return err
+		}
 		return d.c.engine.Admit(ctx, a.Fleets)
 	case rollout.ActApply:
 		return d.c.apply(ctx, d.rollout.Environment, d.reason())

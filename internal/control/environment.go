@@ -29,6 +29,8 @@ type environment struct {
 	unsettled bool
 	// problem is why the last reconcile did not work; empty when it did.
 	problem string
+	// refused is why nothing of one of its releases starts; empty when all may.
+	refused string
 }
 
 // environment returns the named one, made when it is new. c.mu must be held.

@@ -100,6 +100,9 @@ type Prover interface {
 	Foresee(ctx context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error)
 	// SignBundle signs the bundle of proved images.
 	SignBundle(ctx context.Context, bundle kiln.Digest, r kiln.ProveRequest) error
+	// AdmitBundle refuses a bundle that no trusted key signed as it is. It is
+	// asked often, and answers at once what it has verified before.
+	AdmitBundle(ctx context.Context, bundle kiln.Digest) error
 }
 
 // Loader reads a definition.

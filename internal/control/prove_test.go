@@ -20,6 +20,7 @@ type prover struct {
 	asked    []kiln.ProveRequest
 	signed   []kiln.Digest
 	foreseen int
+	tampered map[kiln.Digest]bool // bundles that are not what was signed
 }
 
 func (p *prover) Prove(_ context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error) {
@@ -54,6 +55,25 @@ func (p *prover) SignBundle(_ context.Context, bundle kiln.Digest, _ kiln.ProveR
 	defer p.mu.Unlock()
 	p.signed = append(p.signed, bundle)
 	return nil
+}
+
+func (p *prover) AdmitBundle(_ context.Context, bundle kiln.Digest) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.tampered[bundle] {
+		return kiln.Errorf(kiln.CodeRefused, "bake it again", "changed after it was signed")
+	}
+	return nil
+}
+
+// tamper says whether a bundle is not what was signed.
+func (p *prover) tamper(bundle kiln.Digest, with bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.tampered == nil {
+		p.tampered = map[kiln.Digest]bool{}
+	}
+	p.tampered[bundle] = with
 }
 
 // proving is onBench with a prover.

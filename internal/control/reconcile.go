@@ -49,6 +49,7 @@ func (c *Control) settle(ctx context.Context) error {
 		} else {
 			c.calm("environment could not be reconciled", name)
 		}
+		c.lookAgain(ctx, name)
 	}
 	if failed != nil {
 		c.poke()

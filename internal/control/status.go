@@ -54,6 +54,9 @@ func (c *Control) environmentStatus(ctx context.Context, name string) (Environme
 	if e.problem != "" {
 		out.Problems = append(out.Problems, "what is desired could not be brought about, and is tried again: "+e.problem)
 	}
+	if e.refused != "" {
+		out.Problems = append(out.Problems, e.refused)
+	}
 	c.mu.Unlock()
 	if out.Live != nil {
 		out.URLs = c.urls(*out.Live)

@@ -109,7 +109,8 @@ type Scan func(ctx context.Context, scanner kiln.GateScanner, image kiln.Digest)
 // what is in it.
 type Rule func(ctx context.Context, image kiln.Image, r kiln.ProveRequest) ([]kiln.Finding, error)
 
-// Options are what a Prover works with. All but Rules, Now and Log must be set.
+// Options are what a Prover works with. All but Rules, Bundles, Now and Log
+// must be set.
 type Options struct {
 	Inspector  Inspector
 	Advisories Advisories
@@ -117,8 +118,11 @@ type Options struct {
 	Judge      Judge
 	Scan       Scan
 	Rules      Rule
-	Now        func() time.Time
-	Log        *slog.Logger
+	// Bundles are those of the releases that may start instances of an image,
+	// as far as that is known. Where there are none, nothing is asked of them.
+	Bundles func(ctx context.Context, image kiln.Digest) ([]kiln.Digest, error)
+	Now     func() time.Time
+	Log     *slog.Logger
 }
 
 // Prover proves images. Its methods may be called at once and again.
@@ -127,7 +131,7 @@ type Prover struct {
 	slots chan struct{} // one per image being inspected
 
 	mu       sync.Mutex
-	admitted map[kiln.Digest]bool
+	admitted map[kiln.Digest]bool // images, and bundles
 }
 
 // inspecting is how many images are inspected at once; each takes a process with
@@ -145,20 +149,28 @@ func New(o Options) *Prover {
 	if o.Rules == nil {
 		o.Rules = func(context.Context, kiln.Image, kiln.ProveRequest) ([]kiln.Finding, error) { return nil, nil }
 	}
+	if o.Bundles == nil {
+		o.Bundles = func(context.Context, kiln.Digest) ([]kiln.Digest, error) { return nil, nil }
+	}
 	return &Prover{opt: o, slots: make(chan struct{}, inspecting), admitted: map[kiln.Digest]bool{}}
 }
 
-// Admit says whether instances of an image may start: it is signed, and a gate
-// let it pass. What once passed stays admitted, so that a running release can
-// replace its instances when the world learns of a vulnerability; a new release
-// is judged anew.
+// Admit says whether instances of an image may start: it is signed, a gate let
+// it pass, and a release has it whose bundle is signed. What once passed stays
+// admitted, so that a running release can replace its instances when the world
+// learns of a vulnerability; a new release is judged anew.
 func (p *Prover) Admit(ctx context.Context, image kiln.Digest) error {
-	p.mu.Lock()
-	known := p.admitted[image]
-	p.mu.Unlock()
-	if known {
+	if p.knows(image) {
 		return nil
 	}
+	if err := p.admit(ctx, image); err != nil {
+		return err
+	}
+	p.remember(image)
+	return nil
+}
+
+func (p *Prover) admit(ctx context.Context, image kiln.Digest) error {
 	if err := p.opt.Signer.Verify(ctx, image); err != nil {
 		return fmt.Errorf("image %s may not run: %w", image.Short(), err)
 	}
@@ -166,18 +178,68 @@ func (p *Prover) Admit(ctx context.Context, image kiln.Digest) error {
 	if err != nil {
 		return fmt.Errorf("image %s may not run: %w", image.Short(), err)
 	}
-	for _, v := range verdicts {
-		if v.Outcome == kiln.OutcomePass {
-			p.mu.Lock()
-			p.admitted[image] = true
-			p.mu.Unlock()
+	switch {
+	case len(verdicts) == 0:
+		return kiln.Errorf(kiln.CodeRefused, "kiln up judges it", "image %s may not run: no gate has judged it", image.Short())
+	case !slices.ContainsFunc(verdicts, func(v kiln.Verdict) bool { return v.Outcome == kiln.OutcomePass }):
+		return kiln.Errorf(kiln.CodeRefused, "kiln scan "+string(image)+" shows why", "image %s may not run: it does not pass its gate", image.Short())
+	}
+	return p.released(ctx, image)
+}
+
+// released refuses an image of which every release that may start it has a
+// bundle that is not what was signed. Where the releases are not known, the
+// image's own signature and verdict decide: what runs goes on.
+func (p *Prover) released(ctx context.Context, image kiln.Digest) error {
+	bundles, err := p.opt.Bundles(ctx, image)
+	if err != nil {
+		p.opt.Log.WarnContext(ctx, "the releases of an image are not known", "image", image, "error", err)
+		return nil
+	}
+	var refused error
+	for _, bundle := range bundles {
+		err := p.AdmitBundle(ctx, bundle)
+		if err == nil {
 			return nil
 		}
+		refused = err
 	}
-	if len(verdicts) == 0 {
-		return kiln.Errorf(kiln.CodeRefused, "kiln up judges it", "image %s may not run: no gate has judged it", image.Short())
+	if refused != nil {
+		return fmt.Errorf("image %s may not run: %w", image.Short(), refused)
 	}
-	return kiln.Errorf(kiln.CodeRefused, "kiln scan "+string(image)+" shows why", "image %s may not run: it does not pass its gate", image.Short())
+	return nil
+}
+
+// AdmitBundle refuses a bundle that no trusted key signed as it is.
+func (p *Prover) AdmitBundle(ctx context.Context, bundle kiln.Digest) error {
+	if p.knows(bundle) {
+		return nil
+	}
+	if err := p.opt.Signer.Verify(ctx, bundle); err != nil {
+		return fmt.Errorf("the signature of bundle %s: %w", bundle.Short(), err)
+	}
+	p.remember(bundle)
+	return nil
+}
+
+func (p *Prover) knows(d kiln.Digest) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.admitted[d]
+}
+
+func (p *Prover) remember(d kiln.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.admitted[d] = true
+}
+
+// Forget has everything verified again that is asked for from now on: keys are
+// trusted no more.
+func (p *Prover) Forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.admitted)
 }
 
 // Verdicts returns what gates said of an image, the newest last.
