@@ -54,8 +54,37 @@ func (q *request) find() (kiln.Digest, error) {
 	return d, err
 }
 
+// signature is the manifest that a tag sha256-HEX.sig names, by which older
+// clients look for the signature of a manifest that the repository shows.
+func (q *request) signature() (kiln.Digest, bool, error) {
+	hex, ok := strings.CutPrefix(strings.TrimSuffix(q.reference, ".sig"), "sha256-")
+	subject, err := kiln.ParseDigest("sha256:" + hex)
+	if !ok || err != nil || !strings.HasSuffix(q.reference, ".sig") || q.g.Signature == nil {
+		return "", false, nil
+	}
+	if ok, err := q.g.shows(q.Context(), q.repository, subject); err != nil || !ok {
+		return "", false, err
+	}
+	d, err := q.g.Signature(q.Context(), subject)
+	if errors.Is(err, kiln.ErrNotFound) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, err
+	}
+	ok, err = q.g.shows(q.Context(), q.repository, d)
+	return d, ok, err
+}
+
 func (q *request) getManifest() error {
 	d, err := q.find()
+	if f := (*failure)(nil); errors.As(err, &f) && f.code == "MANIFEST_UNKNOWN" {
+		if signed, ok, failed := q.signature(); failed != nil {
+			return failed
+		} else if ok {
+			d, err = signed, nil
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -105,6 +105,9 @@ type Options struct {
 	// Pushed is asked about an image before it gets a tag. A refusal leaves the
 	// tag as it was. Nil allows everything.
 	Pushed func(ctx context.Context, repository, tag string, d kiln.Digest) error
+	// Signature is what the tag sha256-HEX.sig of a manifest names, where nobody
+	// pushed such a tag: kiln.ErrNotFound for nothing. Nil names nothing.
+	Signature func(ctx context.Context, d kiln.Digest) (kiln.Digest, error)
 	// Needed says whether a release needs a manifest, which is then not deleted.
 	// Nil needs nothing.
 	Needed func(ctx context.Context, d kiln.Digest) (bool, error)

@@ -165,27 +165,60 @@ func (s *Signer) signSimply(ctx context.Context, manifest kiln.Digest) error {
 	return err
 }
 
+// SimpleSignature returns the referrer that holds the older signature of a
+// manifest: by the key that signs now, else by the newest that is trusted. The
+// error matches kiln.ErrNotFound where there is none.
+func (s *Signer) SimpleSignature(ctx context.Context, manifest kiln.Digest) (kiln.Digest, error) {
+	payload, err := simplePayload(manifest)
+	if err != nil {
+		return "", err
+	}
+	k := s.images.current()
+	found, err := s.store.Referrers(ctx, manifest, SimpleType)
+	if err != nil {
+		return "", err
+	}
+	best, rank := kiln.Digest(""), len(k.trusted)
+	for _, d := range found {
+		id, ok := s.simpleBy(ctx, k, manifest, kiln.Digest(d.Digest), payload)
+		if at := k.rank(id); ok && at >= 0 && at < rank {
+			best, rank = kiln.Digest(d.Digest), at
+		}
+	}
+	if best == "" {
+		return "", kiln.Errorf(kiln.CodeNotFound, "bake it again: what Kiln bakes it signs", "%s has no signature in the older form", manifest.Short())
+	}
+	return best, nil
+}
+
 // hasSimple says whether a referrer is the older signature of a manifest by the
 // key that signs now.
 func (s *Signer) hasSimple(ctx context.Context, k *keys, manifest, referrer kiln.Digest, payload []byte) bool {
+	id, ok := s.simpleBy(ctx, k, manifest, referrer, payload)
+	return ok && id == k.active().ID
+}
+
+// simpleBy returns the id of the trusted key that made a referrer an older
+// signature of a manifest; false where none did.
+func (s *Signer) simpleBy(ctx context.Context, k *keys, manifest, referrer kiln.Digest, payload []byte) (string, bool) {
 	at := place{manifest, referrer}
 	if known, ok := s.seen.get(at); ok {
-		return known.err == nil && known.key == k.active().ID
+		return known.key, known.err == nil && k.trusts(known.key)
 	}
 	m, err := s.store.Manifest(ctx, referrer)
 	if err != nil || len(m.Layers) != 1 || kiln.Digest(m.Layers[0].Digest) != kiln.DigestOf(payload) {
-		return false
+		return "", false
 	}
 	signed, err := base64.StdEncoding.DecodeString(m.Layers[0].Annotations[simpleAnnotation])
 	if err != nil {
-		return false
+		return "", false
 	}
 	if _, err := s.store.Document(ctx, kiln.DigestOf(payload)); err != nil {
-		return false // damaged, or gone: it is put again
+		return "", false // damaged, or gone: it is put again
 	}
 	id, ok := k.signer(payload, signed)
 	if ok {
 		s.seen.put(at, finding{referrer: referrer, key: id})
 	}
-	return ok && id == k.active().ID
+	return id, ok
 }

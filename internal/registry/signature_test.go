@@ -1,0 +1,105 @@
+package registry_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/registry"
+	"github.com/kilnproject/kiln/internal/sign"
+	"github.com/kilnproject/kiln/internal/store"
+)
+
+// signable is the store as the signer knows it.
+type signable struct{ *store.Store }
+
+func (s signable) PutReferrer(ctx context.Context, subject kiln.Digest, r sign.Referrer) (kiln.Digest, error) {
+	out := store.Referrer{ArtifactType: r.ArtifactType, Annotations: r.Annotations}
+	for _, l := range r.Layers {
+		out.Layers = append(out.Layers, store.ReferrerLayer(l))
+	}
+	return s.Store.PutReferrer(ctx, subject, out)
+}
+
+// TestOlderSignaturesHaveTheirTag: clients that know no referrers get the older
+// signature by its tag, of the key that signs now, and nobody else's.
+func TestOlderSignaturesHaveTheirTag(t *testing.T) {
+	var signer *sign.Signer
+	b := serve(t, func(o *registry.Options) {
+		o.Signature = func(ctx context.Context, d kiln.Digest) (kiln.Digest, error) { return signer.SimpleSignature(ctx, d) }
+	})
+	signer, err := sign.New(sign.Options{Dir: filepath.Join(t.TempDir(), "sign"), Store: signable{b.store}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := b.image(t, "app", "layer", nil)
+	b.putManifest(t, "app", "v1", raw).want(t, "push", 201, "")
+	image := kiln.DigestOf([]byte(raw))
+	repository, err := name.NewRepository(strings.TrimPrefix(b.url, "http://")+"/app", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := repository.Tag(sign.SignatureTag(image))
+	unknown := func(what string, tag name.Reference) {
+		t.Helper()
+		var failed *transport.Error
+		if _, err := remote.Get(tag, remote.WithContext(t.Context())); !errors.As(err, &failed) || failed.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	unknown("before it is signed", tag)
+	_, err = b.store.PutReferrer(t.Context(), image, store.Referrer{ArtifactType: sign.SimpleType})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown("a stranger's", tag)
+	before := kiln.Digest("")
+	for range 2 {
+		if err := signer.SignImage(t.Context(), image); err != nil {
+			t.Fatal(err)
+		}
+		want, err := signer.SimpleSignature(t.Context(), image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == before {
+			t.Error("after a rotation the tag names the signature of the old key")
+		}
+		before = want
+		got, err := remote.Image(tag, remote.WithContext(t.Context()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := got.Digest()
+		if err != nil || d.String() != string(want) {
+			t.Errorf("%s, %v, want %s", d, err, want)
+		}
+		layers, err := got.Layers()
+		if err != nil || len(layers) != 1 {
+			t.Fatalf("%d layers, %v", len(layers), err)
+		}
+		content, err := layers[0].Compressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = content.Close()
+		if _, err := signer.Rotate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, err := name.NewRepository(strings.TrimPrefix(b.url, "http://")+"/other", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown("in a repository that does not show the image", other.Tag(sign.SignatureTag(image)))
+	unknown("of what is not there", repository.Tag(sign.SignatureTag(kiln.DigestOf([]byte("nothing")))))
+	b.do(t, "DELETE", "/v2/app/manifests/"+sign.SignatureTag(image), "").want(t, "delete", 404, "MANIFEST_UNKNOWN")
+}
