@@ -19,7 +19,7 @@ const module = "github.com/kilnproject/kiln"
 func adapters() []string {
 	return []string{
 		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold",
-		"backup", "scan", "advisory", "lint", "scanner", "sign", "prove", "registry", "kube", "metrics", "tracing", "notify",
+		"backup", "scan", "advisory", "lint", "scanner", "sign", "prove", "examine", "registry", "kube", "metrics", "tracing", "notify",
 	}
 }
 

@@ -144,6 +144,38 @@ func (fake) Rollback(context.Context, control.RollbackRequest, func(kiln.Progres
 
 func (fake) Down(context.Context, control.DownRequest, func(kiln.Progress)) error { return nil }
 
+// VerifyRelease finds that nothing holds of release 2.
+func (fake) VerifyRelease(_ context.Context, r control.ProofRequest, _ func(kiln.Progress)) (kiln.ReleaseProof, error) {
+	d := kiln.DigestOf([]byte("web"))
+	proof := kiln.ReleaseProof{Environment: r.Environment, Release: r.Release, Holds: r.Release != 2, Checks: []kiln.Check{
+		{Subject: "web", Digest: d, Kind: kiln.CheckSignature, Outcome: kiln.OutcomePass, Detail: "a trusted key signed it as it is"},
+		{Subject: "service web", Digest: d, Kind: kiln.CheckSealed, Outcome: kiln.OutcomeUnknown, Detail: "not sealed at present"},
+	}}
+	if proof.Holds {
+		return proof, nil
+	}
+	proof.Checks = append(proof.Checks, kiln.Check{Subject: "web", Digest: d, Kind: kiln.CheckRebuild, Outcome: kiln.OutcomeFail, Detail: "it is another \x1b[2J", Hint: "look why"})
+	proof.Rebuilt = []kiln.ImageEntries{{Name: "web", From: d, To: d, Total: 2, Entries: []kiln.EntryChange{{Layer: 2, Path: "/app/built", Change: "content"}}}}
+	return proof, nil
+}
+
+func (fake) DiffReleases(_ context.Context, r control.DiffRequest) (kiln.ReleaseDiff, error) {
+	out := kiln.ReleaseDiff{
+		From: kiln.ReleaseName{Environment: r.To.Environment, Release: 1}, To: kiln.ReleaseName{Environment: r.To.Environment, Release: 2},
+		Definition: []kiln.FileChange{}, Images: []kiln.ImageChange{},
+	}
+	if r.From.Release > 0 {
+		return out, nil
+	}
+	out.Definition = append(out.Definition, kiln.FileChange{Path: "kiln.hcl", Change: "changed", Lines: []string{"@@ -1 +1 @@", "-a", "+b"}, More: 3})
+	out.Images = append(out.Images, kiln.ImageChange{
+		Name: "web", From: kiln.DigestOf(nil), To: kiln.DigestOf([]byte("web")), FromSize: 1 << 20, ToSize: 2 << 20,
+		Packages: []kiln.PackageChange{{Name: "curl", From: "1", To: "2"}, {Name: "new", To: "1"}, {Name: "old", From: "1"}},
+		Fixed:    []kiln.Finding{{ID: "CVE-1", Severity: kiln.SeverityHigh, Package: "curl", Version: "1"}},
+	})
+	return out, nil
+}
+
 func (fake) Status(context.Context) (control.Status, error) {
 	live := release(2, kiln.ReleaseLive)
 	return control.Status{Environments: []control.EnvironmentStatus{{

@@ -143,8 +143,12 @@ func (p *plane) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	examiner, err := p.openExaminer(ctx)
+	if err != nil {
+		return err
+	}
 	p.control = control.New(control.Options{
-		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Observer: watching,
+		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Examiner: examiner, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
 		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),

@@ -40,7 +40,7 @@ func launched(program, worker string) confine.Program {
 
 // runWork does one task on open files; kilnd starts it, without privileges.
 func runWork(ctx context.Context, args []string, speech io.Writer) int {
-	tasks := map[string]confine.Task{scan.Task: seal.Receive(inspect)}
+	tasks := map[string]confine.Task{scan.Task: seal.Receive(inspect), seal.ListTask: seal.List}
 	if len(args) != 1 || tasks[args[0]] == nil {
 		return cli.Explain(speech, kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args))
 	}

@@ -241,6 +241,9 @@ func (j *job) record(ctx context.Context, image kiln.Image, in inputs, manifest 
 	if !ok {
 		return kiln.Baked{}, fmt.Errorf("bake image %q: the store lacks a part of %s", image.Name, manifest)
 	}
+	if err := j.b.keep(ctx, in); err != nil {
+		return kiln.Baked{}, fmt.Errorf("keep what image %q was made from: %w", image.Name, err)
+	}
 	if err := j.b.index.add(image.Name, in, manifest); err != nil {
 		return kiln.Baked{}, err
 	}

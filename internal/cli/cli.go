@@ -109,7 +109,7 @@ func (a *app) root() *cobra.Command {
 	root.SetCompletionCommandGroupID(groupMachine)
 	root.AddCommand(
 		a.upCommand(), a.rollbackCommand(), a.downCommand(), a.bakeCommand(), a.pushCommand(),
-		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.logsCommand(), a.eventsCommand(),
+		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.diffCommand(), a.verifyCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
 		a.backupCommand(), a.restoreCommand(),
 		a.configCommand(), a.doctorCommand(), a.ledgerCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),

@@ -52,6 +52,9 @@ func (a *app) plan(command *cobra.Command, d definitionFlags, environment string
 	return client.Plan(command.Context(), request.UpRequest)
 }
 
+// planLines bounds what a plan says of an image's packages, and of its findings.
+const planLines = 5
+
 func nothing(r control.PlanResult) bool {
 	return len(r.Steps)+len(r.Bakes)+len(r.Routes) == 0 && r.Release == "" && r.Refused == nil
 }
@@ -86,6 +89,11 @@ func (a *app) printPlan(r control.PlanResult) error {
 	}
 	if r.Release != "" {
 		if err := a.print("  %s  %s\n", s.paint(green, "release"), s.safe(r.Release)); err != nil {
+			return err
+		}
+	}
+	for _, image := range r.Images {
+		if err := a.printImageChange(image, planLines); err != nil {
 			return err
 		}
 	}

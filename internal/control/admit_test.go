@@ -73,3 +73,60 @@ func TestATamperedBundleEndsNothingThatRuns(t *testing.T) {
 		}
 	})
 }
+
+// examiner finds what it is told to.
+type examiner struct {
+	holds    bool
+	from, to kiln.ReleaseName
+}
+
+func (e *examiner) Verify(_ context.Context, r kiln.Release, _ bool, _ func(kiln.Progress)) (kiln.ReleaseProof, error) {
+	p := kiln.ReleaseProof{Environment: r.Environment, Release: r.Number, Bundle: r.Bundle, Holds: e.holds}
+	if !e.holds {
+		p.Checks = []kiln.Check{{Subject: "web", Kind: kiln.CheckSignature, Outcome: kiln.OutcomeFail, Detail: "changed"}}
+	}
+	return p, nil
+}
+
+func (e *examiner) Diff(_ context.Context, from, to kiln.ReleaseName) (kiln.ReleaseDiff, error) {
+	e.from, e.to = from, to
+	return kiln.ReleaseDiff{From: from, To: to}, nil
+}
+
+func (e *examiner) Preview(_ context.Context, _ kiln.Digest, to []kiln.BundleImage) ([]kiln.ImageChange, error) {
+	return []kiln.ImageChange{{Name: to[0].Name}}, nil
+}
+
+func TestReleasesAreExamined(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.mustUp(shop("production", "1"))
+		b.mustUp(shop("production", "2"))
+		b.settled()
+		e := &examiner{holds: true}
+		b.Control.examiner = e
+		proof, err := b.VerifyRelease(t.Context(), ProofRequest{Environment: "production"}, nil)
+		if err != nil || proof.Release != 2 || slices.Contains(b.kinds(), "release.doubted") {
+			t.Errorf("%+v, %v, %v", proof, err, b.kinds())
+		}
+		e.holds = false
+		if proof, err = b.VerifyRelease(t.Context(), ProofRequest{Environment: "production", Release: 1}, nil); err != nil || proof.Release != 1 || !slices.Contains(b.kinds(), "release.doubted") {
+			t.Errorf("%+v, %v, %v", proof, err, b.kinds())
+		}
+		_, err = b.DiffReleases(t.Context(), DiffRequest{To: ReleaseAsked{Environment: "production"}})
+		if err != nil || e.from.Release != 1 || e.to.Release != 2 {
+			t.Errorf("%+v to %+v, %v", e.from, e.to, err)
+		}
+		_, err = b.DiffReleases(t.Context(), DiffRequest{To: ReleaseAsked{"production", 1}})
+		if !errors.Is(err, kiln.ErrNotFound) {
+			t.Errorf("before the first: %v", err)
+		}
+		_, err = b.DiffReleases(t.Context(), DiffRequest{From: ReleaseAsked{"staging", 1}, To: ReleaseAsked{"production", 1}, Reach: kiln.Reach{"production"}})
+		if !errors.Is(err, &kiln.Error{Code: kiln.CodeRefused}) {
+			t.Errorf("out of reach: %v", err)
+		}
+		plan, err := b.Plan(t.Context(), shop("production", "3").request())
+		if err != nil || len(plan.Images) != 1 {
+			t.Errorf("%+v, %v", plan.Images, err)
+		}
+	})
+}

@@ -18,19 +18,20 @@ import (
 // Control is the control plane. Its methods may be called at once and again;
 // they wait until Run has restored what was there.
 type Control struct {
-	ledger  Ledger
-	store   Store
-	baker   Baker
-	prover  Prover // nil lets everything pass
-	engine  kiln.Engine
-	loader  Loader
-	storage []Collector
-	max     atomic.Int64
-	log     *slog.Logger
-	version string
-	url     func(kiln.Route) string
-	now     func() time.Time
-	faults  Faults
+	ledger   Ledger
+	store    Store
+	baker    Baker
+	prover   Prover   // nil lets everything pass
+	examiner Examiner // nil sees nothing
+	engine   kiln.Engine
+	loader   Loader
+	storage  []Collector
+	max      atomic.Int64
+	log      *slog.Logger
+	version  string
+	url      func(kiln.Route) string
+	now      func() time.Time
+	faults   Faults
 
 	observer Observer // nil for none
 
@@ -64,7 +65,7 @@ type Control struct {
 // New returns a Control that does nothing until Run.
 func New(o Options) *Control {
 	c := &Control{
-		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, engine: o.Engine, loader: o.Loader,
+		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, engine: o.Engine, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
 		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer,
 		restored:     make(chan struct{}),

@@ -10,7 +10,7 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// Options are what a Control works with. All but Prover, Faults, Observer, Storage, Now
+// Options are what a Control works with. All but Prover, Examiner, Faults, Observer, Storage, Now
 // and PublicURL must be set.
 type Options struct {
 	Ledger Ledger
@@ -18,8 +18,10 @@ type Options struct {
 	Baker  Baker
 	// Prover judges and signs what was baked; nil lets everything pass.
 	Prover Prover
-	Engine kiln.Engine
-	Loader Loader
+	// Examiner looks at releases; without one there is nothing to see.
+	Examiner Examiner
+	Engine   kiln.Engine
+	Loader   Loader
 	// Storage is collected in this order when the machine needs room.
 	Storage []Collector
 	// StorageMax bounds what Storage uses together, in bytes; 0 is no bound.
@@ -103,6 +105,17 @@ type Prover interface {
 	// AdmitBundle refuses a bundle that no trusted key signed as it is. It is
 	// asked often, and answers at once what it has verified before.
 	AdmitBundle(ctx context.Context, bundle kiln.Digest) error
+}
+
+// Examiner looks at releases that were made.
+type Examiner interface {
+	// Verify checks all that was signed of a release. What does not hold is in
+	// the proof. With rebuild its images are baked again from nothing.
+	Verify(ctx context.Context, r kiln.Release, rebuild bool, progress func(kiln.Progress)) (kiln.ReleaseProof, error)
+	Diff(ctx context.Context, from, to kiln.ReleaseName) (kiln.ReleaseDiff, error)
+	// Preview says what the images of a bundle change, but for their files; to
+	// may have images without a digest, which are left out.
+	Preview(ctx context.Context, from kiln.Digest, to []kiln.BundleImage) ([]kiln.ImageChange, error)
 }
 
 // Loader reads a definition.

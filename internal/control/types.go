@@ -59,6 +59,9 @@ type PlanResult struct {
 	Bakes []PlannedBake `json:"bakes,omitempty"`
 	// Verdicts are what the gates say of the images that were inventoried before.
 	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
+	// Images are those that are baked already and that the live release has
+	// otherwise, with packages and findings.
+	Images []kiln.ImageChange `json:"images,omitempty"`
 	// Routes are the changes of routes, one sentence each.
 	Routes []string `json:"routes,omitempty"`
 	// Release is why Up would make a release although it replaces nothing and

@@ -144,6 +144,7 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 	if live != nil {
 		out.Live = live.Number
 	}
+	out.Images = c.preview(ctx, live, bundleOf(r.Tree, def.Spec, kiln.BakeResult{Images: known}))
 	return out, c.foresee(ctx, r, def, live, desired, known, len(missing) == 0, &out)
 }
 

@@ -72,6 +72,8 @@ type flattener struct {
 	// visit is told of every regular file of every layer, also of those that a
 	// later layer hides; nil for nobody.
 	visit func(path string, n *node)
+	// header is told of every entry before it is applied; nil for nobody.
+	header func(h *tar.Header)
 	// dropped are the entries that were made harmless by leaving them out.
 	dropped drops
 }
@@ -121,6 +123,9 @@ func (f *flattener) layerAt(ctx context.Context, name kiln.Digest, a *layerTar) 
 			return refuse(name, "after "+last, err)
 		}
 		last = h.Name
+		if f.header != nil {
+			f.header(h)
+		}
 		if err := f.entry(ctx, v, h, a); err != nil {
 			return refuse(name, h.Name, err)
 		}

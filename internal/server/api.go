@@ -31,6 +31,8 @@ type Control interface {
 	Plan(ctx context.Context, request control.UpRequest) (control.PlanResult, error)
 	Rollback(ctx context.Context, request control.RollbackRequest, progress func(kiln.Progress)) (control.RollbackResult, error)
 	Down(ctx context.Context, request control.DownRequest, progress func(kiln.Progress)) error
+	VerifyRelease(ctx context.Context, request control.ProofRequest, progress func(kiln.Progress)) (kiln.ReleaseProof, error)
+	DiffReleases(ctx context.Context, request control.DiffRequest) (kiln.ReleaseDiff, error)
 	Status(ctx context.Context) (control.Status, error)
 	InstancePage(ctx context.Context, query control.InstanceQuery) ([]kiln.Instance, error)
 	ReleasePage(ctx context.Context, query control.ReleaseQuery) ([]kiln.Release, error)

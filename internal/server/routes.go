@@ -62,6 +62,14 @@ func (a *api) looking() []route {
 			query: []parameter{environment, limit, cursor}, result: Page[kiln.Release]{}, handle: a.answer(a.releases),
 		},
 		{
+			method: "GET", path: "/v1/diff", role: kiln.RoleRead, summary: "What two releases differ in",
+			query: []parameter{
+				{"to", "string", "ENVIRONMENT, whose live release is meant, or ENVIRONMENT/NUMBER"},
+				{"from", "string", "the release that it is compared with; the one before it when not said"},
+			},
+			result: kiln.ReleaseDiff{}, handle: a.answer(a.diff),
+		},
+		{
 			method: "GET", path: "/v1/events", role: kiln.RoleRead, summary: "The history, oldest first: a stream, a page, or server-sent events, as Accept says",
 			query: []parameter{
 				environment,
@@ -115,6 +123,10 @@ func (a *api) changing() []route {
 		{
 			method: "POST", path: "/v1/bake", role: kiln.RoleDeploy, summary: "Bake images and bundle, and release nothing",
 			body: control.UpRequest{}, result: control.BakeResult{}, frames: true, handle: a.stream(a.bake),
+		},
+		{
+			method: "POST", path: "/v1/verify", role: kiln.RoleDeploy, summary: "Check all that was signed of a release, and bake it again where asked",
+			body: control.ProofRequest{}, result: kiln.ReleaseProof{}, frames: true, handle: a.stream(a.verify),
 		},
 		{
 			method: "POST", path: "/v1/rollback", role: kiln.RoleDeploy, summary: "Go back to an earlier release",

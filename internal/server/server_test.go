@@ -56,6 +56,19 @@ func (f *fakeControl) Down(_ context.Context, r control.DownRequest, _ func(kiln
 	return nil
 }
 
+func (f *fakeControl) VerifyRelease(_ context.Context, r control.ProofRequest, p func(kiln.Progress)) (kiln.ReleaseProof, error) {
+	f.actor = r.Actor
+	p(kiln.Progress{Stage: "verify", Subject: "web"})
+	return kiln.ReleaseProof{Environment: r.Environment, Release: r.Release, Checks: []kiln.Check{}}, nil
+}
+
+func (f *fakeControl) DiffReleases(_ context.Context, r control.DiffRequest) (kiln.ReleaseDiff, error) {
+	return kiln.ReleaseDiff{
+		From: kiln.ReleaseName{Environment: r.From.Environment, Release: r.From.Release}, To: kiln.ReleaseName{Environment: r.To.Environment, Release: r.To.Release},
+		Definition: []kiln.FileChange{}, Images: []kiln.ImageChange{},
+	}, nil
+}
+
 func (f *fakeControl) Status(context.Context) (control.Status, error) { return f.status() }
 
 func (f *fakeControl) InstancePage(_ context.Context, q control.InstanceQuery) ([]kiln.Instance, error) {
