@@ -40,6 +40,10 @@ func (p *plane) reload(ctx context.Context, actor string) (server.Reloaded, erro
 // take makes settings those that are in effect. What can fail comes first and
 // is undone by what fails after it.
 func (p *plane) take(ctx context.Context, before, next *settings, actor string) error {
+	if !before.file.Signing.Same(next.file.Signing) {
+		return kiln.Errorf(kiln.CodeRefused, "restart kilnd, which ends nothing that runs: systemctl restart kilnd, or kill it and run kiln up",
+			"another key for signatures takes a restart: %s instead of %s", next.file.Signing, before.file.Signing)
+	}
 	certs, err := p.certificates(next.file.API)
 	if err != nil {
 		return err

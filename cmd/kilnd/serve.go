@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/kilnproject/kiln/internal/advisory"
 	"github.com/kilnproject/kiln/internal/backup"
 	"github.com/kilnproject/kiln/internal/bake"
+	"github.com/kilnproject/kiln/internal/config"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/control"
 	"github.com/kilnproject/kiln/internal/gateway"
@@ -200,8 +202,17 @@ func (p *plane) openStore(context.Context) (err error) {
 }
 
 func (p *plane) openSigner(ctx context.Context) (err error) {
-	p.signer, err = sign.New(sign.Options{Dir: p.dir("sign"), Store: signable{p.store}, Log: p.log})
-	if err != nil {
+	o := sign.Options{Dir: p.dir("sign"), Store: signable{p.store}, Log: p.log}
+	s := p.settings.Load().file.Signing
+	o.KeyFile, o.Command = s.Key, sign.Command{Args: s.Command, Digest: s.Digest, PublicKey: s.PublicKey}
+	if s.PasswordFile != "" {
+		text, err := config.Secret(s.PasswordFile)
+		if err != nil {
+			return err
+		}
+		o.Password = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
+	}
+	if p.signer, err = sign.New(o); err != nil {
 		return err
 	}
 	return p.reserve.write(ctx, func() error { return p.grandfather(ctx) })
@@ -262,7 +273,7 @@ func (p *plane) api(end func()) server.Options {
 		Control: p.control, Ledger: p.ledger, Store: uploads{p.store}, Log: p.log, Access: p.access, Record: p.record,
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
 		Settings: p.view, Reload: p.reload, Backup: p.backup,
-		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify, Registry: p.registry, Push: p.push,
+		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify, Registry: p.registry, Push: p.push, SigningKeys: signingKeys{p},
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
 				return err

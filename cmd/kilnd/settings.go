@@ -173,6 +173,7 @@ func (s settings) changes(next settings) []string {
 	differ("traces", orNowhere(place(s.file.Traces.Endpoint)), orNowhere(place(next.file.Traces.Endpoint)))
 	differ("notify", notifyTexts(s.file.Notify), notifyTexts(next.file.Notify))
 	differ("registry", mirrors(s.file.Registries), mirrors(next.file.Registries))
+	differ("signing", s.file.Signing, next.file.Signing)
 	return append(out, tokenChanges(s.file.Tokens, next.file.Tokens)...)
 }
 

@@ -112,7 +112,7 @@ func (a *app) root() *cobra.Command {
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.diffCommand(), a.verifyCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
 		a.backupCommand(), a.restoreCommand(),
-		a.configCommand(), a.doctorCommand(), a.ledgerCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
+		a.configCommand(), a.doctorCommand(), a.keyCommand(), a.ledgerCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
 		a.shutdownCommand(), a.tokenCommand(), a.upgradeCommand(), a.versionCommand(),
 		exitCodesTopic(), refusedCommand("exec"), refusedCommand("ssh"),
 	)

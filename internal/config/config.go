@@ -44,6 +44,7 @@ type Config struct {
 	Notify   []Notify // by name
 	// Registries are those of others, by host.
 	Registries []Registry
+	Signing    Signing
 }
 
 // Registry is how images of a registry of others are pulled.

@@ -49,6 +49,9 @@ func (r *reader) checkFiles(c Config) {
 			}
 		}
 	}
+	if r.single("signing") != nil {
+		r.checkSigning(c.Signing)
+	}
 	if c.Traces.HeadersFile != "" {
 		if _, err := Headers(c.Traces.HeadersFile); err != nil {
 			r.file(r.single("traces").At("headers_file"), err)

@@ -72,6 +72,9 @@ func (r *reader) read() Config {
 	if d := r.single("traces"); d != nil {
 		c.Traces = Traces{Endpoint: r.target(d, "endpoint", "https://traces.example.com", "Traces"), HeadersFile: d.Checked("headers_file", "Not a file", badPath)}
 	}
+	if d := r.single("signing"); d != nil {
+		c.Signing = r.signing(d)
+	}
 	c.Tokens, c.Notify, c.Registries = r.tokens(), r.notifications(), r.registries()
 	r.checkTogether(c)
 	return c

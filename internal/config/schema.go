@@ -13,7 +13,7 @@ func rootSchema() *hclfile.Block {
 		Arguments: []hclfile.Argument{
 			{Name: "data", Type: "string", Default: "`\"/var/lib/kiln\"`", Range: "absolute path", Doc: "The data directory. It cannot change while the control plane runs, and a file inside of a data directory does not say it."},
 		},
-		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock()},
+		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock(), signingBlock()},
 	}
 }
 

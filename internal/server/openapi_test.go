@@ -402,6 +402,9 @@ func TestEveryRouteHasARole(t *testing.T) {
 		"POST /v1/reload":        kiln.RoleAdmin,
 		"POST /v1/notify/test":   kiln.RoleAdmin,
 		"POST /v1/shutdown":      kiln.RoleAdmin,
+		"GET /v1/keys":           kiln.RoleRead,
+		"POST /v1/keys/rotate":   kiln.RoleAdmin,
+		"POST /v1/keys/distrust": kiln.RoleAdmin,
 	}
 	got := map[string]kiln.Role{}
 	for _, r := range newAPI(Options{}).routes() {

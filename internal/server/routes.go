@@ -96,6 +96,10 @@ func (a *api) looking() []route {
 			result: Settings{}, handle: a.answer(a.settings),
 		},
 		{
+			method: "GET", path: "/v1/keys", role: kiln.RoleRead, summary: "The public keys whose signatures of images count",
+			result: Keys{}, handle: a.answer(a.keys),
+		},
+		{
 			method: "GET", path: "/metrics", role: kiln.RoleRead, summary: "Metrics in Prometheus' form",
 			text: true, handle: a.metrics,
 		},
@@ -159,6 +163,14 @@ func (a *api) changing() []route {
 		{
 			method: "POST", path: "/v1/notify/test", role: kiln.RoleAdmin, summary: "Send a test event to those who are notified",
 			body: NotifyTest{}, result: NotifyResults{}, handle: a.answer(a.notifyTest),
+		},
+		{
+			method: "POST", path: "/v1/keys/rotate", role: kiln.RoleAdmin, summary: "Make a new key for signatures of images",
+			body: struct{}{}, result: Keys{}, handle: a.answer(a.rotateKey),
+		},
+		{
+			method: "POST", path: "/v1/keys/distrust", role: kiln.RoleAdmin, summary: "End the trust in a key, also for what it signed",
+			body: KeyRequest{}, result: Keys{}, handle: a.answer(a.distrustKey),
 		},
 		{
 			method: "POST", path: "/v1/shutdown", role: kiln.RoleAdmin, summary: "End every environment, and then Kiln's own processes",

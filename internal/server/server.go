@@ -58,6 +58,8 @@ type Options struct {
 	// Registry serves images below /v2/ to callers whom MayUseRegistry knows; nil
 	// when there is none.
 	Registry http.Handler
+	// SigningKeys are the keys of images; nil when nothing is signed.
+	SigningKeys SigningKeys
 	// Push sends an image to another registry; nil when there are no images.
 	Push func(ctx context.Context, actor string, request PushRequest, progress func(kiln.Progress)) (PushResult, error)
 	// NotifyTest sends a test event to one receiver, or to all for ""; nil when

@@ -1,0 +1,87 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kilnproject/kiln"
+)
+
+func TestSigning(t *testing.T) {
+	tests := map[string]struct {
+		text string
+		want Signing
+		err  string // in what is said
+	}{
+		"key":              {`key = "/k"`, Signing{Key: "/k"}, ""},
+		"encrypted key":    {"key = \"/k\"\npassword_file = \"/p\"", Signing{Key: "/k", PasswordFile: "/p"}, ""},
+		"command":          {"command = [\"/bin/sign\", \"-x\"]\npublic_key = \"/k.pub\"\ndigest = true", Signing{Command: []string{"/bin/sign", "-x"}, PublicKey: "/k.pub", Digest: true}, ""},
+		"nothing":          {``, Signing{}, "No key"},
+		"both":             {"key = \"/k\"\ncommand = [\"/bin/sign\"]", Signing{}, "signed by one key"},
+		"no public key":    {`command = ["/bin/sign"]`, Signing{}, "No public key"},
+		"no program":       {"command = []\npublic_key = \"/k.pub\"", Signing{}, "No program"},
+		"relative program": {"command = [\"sign\"]\npublic_key = \"/k.pub\"", Signing{}, "Not a program"},
+		"relative key":     {`key = "k"`, Signing{}, "Not a file"},
+		"whose password":   {"command = [\"/bin/sign\"]\npublic_key = \"/k.pub\"\npassword_file = \"/p\"", Signing{}, "Not with command"},
+		"digest of a key":  {"key = \"/k\"\ndigest = true", Signing{}, "It is for a command"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, _, err := Parse("kilnd.hcl", []byte("signing {\n"+test.text+"\n}\n"), Options{})
+			switch {
+			case test.err == "" && (err != nil || !c.Signing.Same(test.want)):
+				t.Errorf("%+v, %v", c.Signing, err)
+			case test.err != "" && (err == nil || !strings.Contains(toldOf(err), test.err)):
+				t.Errorf("%v, want %q", err, test.err)
+			}
+		})
+	}
+}
+
+// TestSigningFiles: what could be read or exchanged by others is refused.
+func TestSigningFiles(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("x"), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tests := map[string]struct{ text, err string }{
+		"key":                  {`key = "` + write("key", 0o600) + `"`, ""},
+		"key that others read": {`key = "` + write("open", 0o644) + `"`, "others than its owner may read or change it"},
+		"key that is away":     {`key = "` + dir + `/away"`, "cannot be read"},
+		"command":              {`command = ["` + write("sign", 0o755) + `"]` + "\npublic_key = \"" + write("pub", 0o644) + `"`, ""},
+		"not executable":       {`command = ["` + write("text", 0o644) + `"]` + "\npublic_key = \"" + write("pub", 0o644) + `"`, "cannot be executed"},
+		"others change it":     {`command = ["` + write("shared", 0o777) + `"]` + "\npublic_key = \"" + write("pub", 0o644) + `"`, "others than its owner may change it"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			path := write("kilnd.hcl", 0o600)
+			if err := os.WriteFile(path, []byte("signing {\n"+test.text+"\n}\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := Load(path, Options{})
+			if test.err == "" && err != nil || test.err != "" && (err == nil || !strings.Contains(toldOf(err), test.err)) {
+				t.Errorf("%v, want %q", err, test.err)
+			}
+		})
+	}
+}
+
+// toldOf is all that an error says, diagnostics included.
+func toldOf(err error) string {
+	var known *kiln.Error
+	text := err.Error()
+	if errors.As(err, &known) {
+		text += kiln.Diagnostics(known.Diagnostics).Error()
+	}
+	return text
+}
