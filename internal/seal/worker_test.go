@@ -14,7 +14,7 @@ import (
 
 // TestMain is also the worker that the tests start.
 func TestMain(m *testing.M) {
-	tasks := map[string]confine.Task{Task: Work, lookTask: Receive(look)}
+	tasks := map[string]confine.Task{Task: Work, lookTask: Receive(look), ListTask: List}
 	if len(os.Args) != 2 || tasks[os.Args[1]] == nil {
 		os.Exit(m.Run())
 	}
