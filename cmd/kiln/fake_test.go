@@ -48,13 +48,32 @@ func fakeDaemon() {
 			}
 			return nil, kiln.Errorf(kiln.CodeNotFound, "kiln config show lists them", "the configuration has no notify %q", name)
 		},
-		Backup:   backUp,
+		SigningKeys: &ring{}, Backup: backUp,
 		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
 	})
 	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {
 		fatal(err)
 	}
 }
+
+// ring has the key "aaaa...", and after a rotation another one.
+type ring struct{ rotated, distrusted bool }
+
+func (r *ring) Keys() []server.SigningKey {
+	day := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	old := server.SigningKey{ID: strings.Repeat("a", 64), Public: "-----BEGIN PUBLIC KEY-----\n", Origin: "own", Since: day}
+	if r.distrusted {
+		old.Distrusted = day
+	}
+	if r.rotated {
+		return []server.SigningKey{{ID: strings.Repeat("b", 64), Origin: "own", Since: day}, old}
+	}
+	return []server.SigningKey{old}
+}
+
+func (r *ring) Rotate(context.Context, string) error { r.rotated = true; return nil }
+
+func (r *ring) Distrust(context.Context, string, string) error { r.distrusted = true; return nil }
 
 // backUp writes a small backup. One by reference breaks off.
 func backUp(ctx context.Context, _ string, request server.BackupRequest, w io.Writer) error {
