@@ -42,6 +42,10 @@ func (s *signer) Statements(_ context.Context, d kiln.Digest, kind string) ([]js
 	return s.said[string(d)+kind], nil
 }
 
+func (s *signer) Has(_ context.Context, d kiln.Digest, kind string) (bool, error) {
+	return len(s.said[string(d)+kind]) > 0, nil
+}
+
 func (s *signer) AttestOrigin(context.Context, kiln.Image, kiln.Baked, kiln.ProveRequest) error {
 	return nil
 }
