@@ -22,6 +22,13 @@ type BundleImage struct {
 	Debs []Digest `json:"debs,omitempty"`
 }
 
+// Origin is what a bundle was baked from, so that it can be baked again without
+// its author: everything that the client sent, and what was resolved.
+type Origin struct {
+	Tree Tree `json:"tree"`
+	Lock Lock `json:"lock"` // as the bake used it
+}
+
 // ReleaseState is where a release stands.
 type ReleaseState string
 

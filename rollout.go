@@ -37,4 +37,6 @@ type Record struct {
 	Marks     []ReleaseMark
 	Instances []Instance // as they are now
 	Events    []Event
+	// Settings are values by name, which replace those that were there.
+	Settings map[string][]byte
 }

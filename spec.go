@@ -187,7 +187,20 @@ type Environment struct {
 	Branch   string        `json:"branch,omitempty"`
 	Branches []string      `json:"branches,omitempty"` // patterns of path.Match, one environment per branch
 	TTL      time.Duration `json:"ttl,omitempty"`
+	// Repave says who bakes again what the world learnt to be vulnerable.
+	Repave RepavePolicy `json:"repave,omitempty"`
+	// RepaveEvery is the least time between two repaves that nobody asked for.
+	RepaveEvery time.Duration `json:"repave_every,omitempty"`
 }
+
+// RepavePolicy says who repaves an environment.
+type RepavePolicy string
+
+// The policies of repaving.
+const (
+	RepaveManual RepavePolicy = "manual" // a person, by kiln repave
+	RepaveAuto   RepavePolicy = "auto"   // the control plane by itself, too
+)
 
 // Strategy is how a rollout moves an environment to a new release.
 type Strategy struct {

@@ -131,12 +131,20 @@ func (fake) Up(ctx context.Context, r control.UpRequest, progress func(kiln.Prog
 	}
 	progress(kiln.Progress{Stage: "bake", Subject: "app", Step: "[1/1] COPY app /app", Done: true, Took: time.Second})
 	return control.UpResult{
-		Environment: "default", Release: release(2, kiln.ReleaseLive), URLs: []string{"http://web.localhost:8080/"}, Took: 2 * time.Second,
+		Overlay: pinned(r), Environment: "default", Release: release(2, kiln.ReleaseLive), URLs: []string{"http://web.localhost:8080/"}, Took: 2 * time.Second,
 		Steps: steps(), Images: map[string]kiln.Baked{"app": {Manifest: image(), Size: 2048, Took: time.Second}},
 		Lock: kiln.Lock{References: []kiln.LockedReference{{
 			Reference: "docker.io/library/debian:12", Index: image(), Platforms: map[string]kiln.Digest{"linux/amd64": image()},
 		}}},
 	}, nil
+}
+
+// pinned says that a repave pinned something, where the version says so.
+func pinned(r control.UpRequest) []string {
+	if string(r.Values["version"]) != `"pinned"` {
+		return nil
+	}
+	return []string{"test/base:1 is as a repave pinned it"}
 }
 
 func steps() []kiln.Step {
@@ -152,13 +160,32 @@ func (fake) Plan(_ context.Context, r control.UpRequest) (control.PlanResult, er
 		return control.PlanResult{Environment: "default", Live: 1}, nil
 	}
 	return control.PlanResult{
-		Environment: "default", Live: 1, Steps: steps(), Routes: []string{"web.localhost is new"},
+		Overlay: pinned(r), Environment: "default", Live: 1, Steps: steps(), Routes: []string{"web.localhost is new"},
 		Bakes: []control.PlannedBake{{Image: "app", Reason: "its context changed"}},
 	}, nil
 }
 
 func (fake) Rollback(context.Context, control.RollbackRequest, func(kiln.Progress)) (control.RollbackResult, error) {
 	return control.RollbackResult{From: 2, To: 1, Parked: true, Took: 8 * time.Millisecond}, nil
+}
+
+func (fake) Repave(_ context.Context, r control.RepaveRequest, _ func(kiln.Progress)) (control.RepaveResult, error) {
+	if r.Finding == "CVE-1" {
+		return control.RepaveResult{}, kiln.Errorf(kiln.CodeNotFound, "kiln status shows what was found", "no image that runs in default has the finding %s", r.Finding)
+	}
+	one := control.Repaved{Environment: "default", From: 2, Pins: []string{"test/base:1 aaaaaaaaaaaa -> bbbbbbbbbbbb"}, Steps: steps()}
+	if r.Plan {
+		one.Outcome, one.Bakes = control.RepavePlanned, []control.PlannedBake{{Image: "app", Reason: "base test/base:1 changed"}}
+		return control.RepaveResult{Environments: []control.Repaved{one}}, nil
+	}
+	one.Outcome, one.Release, one.URLs = control.RepaveDone, 3, []string{"http://web.localhost/"}
+	one.Before, one.After = &control.FindingCount{Failing: 1, Open: 4}, &control.FindingCount{Open: 2}
+	other := control.Repaved{Environment: "preview", From: 7, Outcome: control.RepaveFailed, Error: kiln.Errorf(kiln.CodeNotFound, "run kiln up preview", "the files are not here")}
+	if len(r.Environments) > 0 {
+		return control.RepaveResult{Environments: []control.Repaved{one}}, nil
+	}
+	kept := control.Repaved{Environment: "qa", From: 5, Outcome: control.RepaveKept, Reason: "it still has CVE-2", Before: one.Before, After: one.Before}
+	return control.RepaveResult{Environments: []control.Repaved{one, other, kept}}, nil
 }
 
 func (fake) Down(context.Context, control.DownRequest, func(kiln.Progress)) error { return nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -121,7 +122,7 @@ func (b blobs) Usage(ctx context.Context) (int64, error) {
 }
 
 func (b blobs) Collect(ctx context.Context, keep control.Keep, want int64) (int64, error) {
-	k := store.Keep{Roots: append(append([]kiln.Digest{}, keep.Bundles...), keep.Images...), Grace: idleBlobs}
+	k := store.Keep{Roots: slices.Concat(keep.Bundles, keep.Images, keep.Origins), Grace: idleBlobs}
 	if want > 0 {
 		u, err := b.Store.Usage(ctx)
 		if err != nil {

@@ -191,6 +191,8 @@ func mark(image *seal.Tree, ask marking) ([]kiln.Finding, error) {
 // advisories asks the database.
 type advisories struct{ *advisory.DB }
 
+func (a advisories) Database() kiln.Digest { return a.Status().Digest }
+
 func (a advisories) Match(ctx context.Context, packages []kiln.Package) (prove.Asked, error) {
 	status := a.Status()
 	if len(status.Ecosystems) == 0 {

@@ -43,5 +43,5 @@ func (a *app) bake(command *cobra.Command, d definitionFlags, environment string
 	if err != nil {
 		return result, err
 	}
-	return result, a.writeLock(request.lock, result.Lock)
+	return result, a.writeLock(request.lock, result.Lock, result.Overlay)
 }

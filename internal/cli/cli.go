@@ -108,7 +108,7 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpCommandGroupID(groupMachine)
 	root.SetCompletionCommandGroupID(groupMachine)
 	root.AddCommand(
-		a.upCommand(), a.rollbackCommand(), a.downCommand(), a.bakeCommand(), a.pushCommand(),
+		a.upCommand(), a.rollbackCommand(), a.repaveCommand(), a.downCommand(), a.bakeCommand(), a.pushCommand(),
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.diffCommand(), a.verifyCommand(), a.logsCommand(), a.eventsCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
 		a.backupCommand(), a.restoreCommand(),

@@ -193,8 +193,12 @@ func (a *app) readLock() ([]byte, error) {
 }
 
 // writeLock puts what a bake resolved into kiln.lock, when that differs from
-// what the file says.
-func (a *app) writeLock(before []byte, lock kiln.Lock) error {
+// what the file says. The overlay says what a repave pinned instead of it: with
+// that in the file, it says what runs.
+func (a *app) writeLock(before []byte, lock kiln.Lock, overlay []string) error {
+	for _, line := range overlay {
+		a.say("%s", escape(line))
+	}
 	after := spec.FormatLock(lock)
 	if string(after) == string(before) || before == nil && len(lock.References)+len(lock.Debian) == 0 {
 		return nil
@@ -206,6 +210,10 @@ func (a *app) writeLock(before []byte, lock kiln.Lock) error {
 	defer func() { _ = root.Close() }()
 	if err := replaceFile(root, spec.LockFile, after); err != nil {
 		return err
+	}
+	if len(overlay) > 0 {
+		a.say("%s was written with what the repave pinned: commit it, so that it says what runs", filepath.Join(a.dir, spec.LockFile))
+		return nil
 	}
 	a.say("%s was written: commit it, so that every bake starts from the same bases", filepath.Join(a.dir, spec.LockFile))
 	return nil

@@ -68,6 +68,9 @@ func (a *app) printPlan(r control.PlanResult) error {
 	if r.Live > 0 {
 		against = fmt.Sprintf("release %d is live", r.Live)
 	}
+	for _, line := range r.Overlay {
+		a.say("%s", s.safe(line))
+	}
 	if nothing(r) {
 		return a.print("%s\n", s.paint(bold, fmt.Sprintf("%s: nothing to replace; %s", r.Environment, against)))
 	}

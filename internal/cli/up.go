@@ -54,7 +54,7 @@ func (a *app) up(command *cobra.Command, d definitionFlags, environment string, 
 	if err != nil {
 		return result, err
 	}
-	return result, a.writeLock(request.lock, result.Lock)
+	return result, a.writeLock(request.lock, result.Lock, result.Overlay)
 }
 
 func (a *app) printUp(r control.UpResult) error {

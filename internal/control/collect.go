@@ -121,10 +121,17 @@ func (c *Control) keep(ctx context.Context, newest int) (Keep, error) {
 		if err != nil {
 			return k, fmt.Errorf("list the releases of %s: %w", name, err)
 		}
+		origins, err := c.origins(ctx, name)
+		if err != nil {
+			return k, err
+		}
 		for i, r := range releases {
 			running := r.State == kiln.ReleaseLive || r.State == kiln.ReleaseParked || r.State == kiln.ReleasePending
 			if running || i >= len(releases)-newest {
 				k = k.with(r, running)
+			}
+			if origin, ok := origins[r.Identity()]; ok && running {
+				k.Origins = append(k.Origins, origin)
 			}
 		}
 	}

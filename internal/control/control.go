@@ -23,6 +23,7 @@ type Control struct {
 	baker    Baker
 	prover   Prover   // nil lets everything pass
 	examiner Examiner // nil sees nothing
+	locks    Records
 	engine   kiln.Engine
 	loader   Loader
 	storage  []Collector
@@ -50,6 +51,7 @@ type Control struct {
 	unrecorded   string                   // why the ledger takes no events; empty when it does
 	blind        error                    // why not all of what is desired is known; nil when it is
 	complaints   map[string]string        // what was logged last of what is tried again
+	found        map[string]findings      // what is wrong with what runs, by environment
 	known        map[string]kiln.Instance // those that are not dead, as the ledger has them; only record and restore touch it
 
 	storm   storm            // only record touches it
@@ -59,13 +61,15 @@ type Control struct {
 	kick   chan struct{} // asks for a reconcile soon
 	bounds chan struct{} // asks for a collection soon
 	parked chan struct{} // says that a release may have been parked
+	again  chan struct{} // asks that what runs be judged again
+	stale  chan struct{} // says that something that runs may be repaved
 	router chan struct{} // held while a table is made and sent
 }
 
 // New returns a Control that does nothing until Run.
 func New(o Options) *Control {
 	c := &Control{
-		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, engine: o.Engine, loader: o.Loader,
+		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, locks: o.Locks, engine: o.Engine, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
 		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer,
 		restored:     make(chan struct{}),
@@ -77,6 +81,9 @@ func New(o Options) *Control {
 		bounds:       make(chan struct{}, 1),
 		parked:       make(chan struct{}, 1),
 		router:       make(chan struct{}, 1),
+		again:        make(chan struct{}, 1),
+		stale:        make(chan struct{}, 1),
+		found:        map[string]findings{},
 	}
 	if c.url == nil {
 		c.url = routeURL

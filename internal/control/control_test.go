@@ -120,6 +120,8 @@ func (b *baker) Lookup(_ context.Context, r kiln.BakeRequest) (map[string]kiln.B
 	return out, nil, nil
 }
 
+func (b *baker) Refresh(_ context.Context, r kiln.BakeRequest) (kiln.Lock, error) { return r.Lock, nil }
+
 type store struct{}
 
 func (store) TreeFS(t kiln.Tree) fs.FS {
@@ -134,6 +136,16 @@ func (store) Missing([]kiln.Digest) []kiln.Digest { return nil }
 
 func (store) PutBundle(_ context.Context, b kiln.Bundle, _ map[string]string) (kiln.Digest, error) {
 	return kiln.DigestJSON(b), nil
+}
+
+func (store) Bundle(context.Context, kiln.Digest) (kiln.Bundle, error) { return kiln.Bundle{}, nil }
+
+func (store) PutOrigin(_ context.Context, o kiln.Origin) (kiln.Digest, error) {
+	return kiln.DigestJSON(o), nil
+}
+
+func (store) Origin(context.Context, kiln.Digest) (kiln.Origin, error) {
+	return kiln.Origin{}, kiln.Errorf(kiln.CodeNotFound, "", "it was collected")
 }
 
 func (store) BundleDigest(b kiln.Bundle) (kiln.Digest, error) { return kiln.DigestJSON(b), nil }
@@ -154,6 +166,7 @@ type bench struct {
 	engineAs kiln.Engine
 	observer Observer
 	prover   *prover // nil lets everything pass
+	world    *world  // what bakes, keeps and judges instead of the plain ones, when set
 	stop     context.CancelFunc
 	ended    chan error
 }
@@ -161,11 +174,17 @@ type bench struct {
 // onBench runs a test in a bubble, with a control plane that runs.
 func onBench(t *testing.T, test func(t *testing.T, b *bench)) {
 	t.Helper()
+	onBenchAs(t, func(*bench) {}, test)
+}
+
+func onBenchAs(t *testing.T, prepare func(*bench), test func(t *testing.T, b *bench)) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	synctest.Test(t, func(t *testing.T) {
 		l, err := ledger.Open(t.Context(), path)
 		check(t, err)
 		b := &bench{t: t, ledger: l, engine: kilntest.NewFake(), baker: &baker{}}
+		prepare(b)
 		b.start()
 		defer func() {
 			b.halt()
@@ -189,11 +208,15 @@ func (b *bench) start() {
 	if b.prover != nil {
 		p = b.prover
 	}
-	b.Control = New(Options{
+	options := Options{
 		Prover: p, Ledger: l, Store: store{}, Baker: b.baker, Engine: e, Loader: loader{},
 		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults, Observer: b.observer,
 		Storage: b.storage, StorageMax: 80, Now: b.clock,
-	})
+	}
+	if w := b.world; w != nil {
+		options.Baker, options.Store, options.Prover, options.Loader, options.Locks = worldBaker{w}, worldStore{world: w}, worldProver{w}, worldLoader{}, stamps{}
+	}
+	b.Control = New(options)
 	ctx, stop := context.WithCancel(b.t.Context())
 	b.stop, b.ended = stop, make(chan error, 1)
 	c := b.Control

@@ -50,8 +50,14 @@ func (c *Control) stand(name string, view rollout.View, fleets []kiln.Fleet) {
 	defer c.mu.Unlock()
 	e := c.environment(name)
 	e.view, e.fleets, e.unsettled, e.released = view, fleets, true, true
+	signal(c.parked)
+	signal(c.again)
+}
+
+// signal asks whoever waits on a channel to look, and does not wait.
+func signal(ch chan struct{}) {
 	select {
-	case c.parked <- struct{}{}:
+	case ch <- struct{}{}:
 	default:
 	}
 }

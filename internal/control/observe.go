@@ -19,6 +19,7 @@ const (
 	workUp        = "kiln up"
 	workBakeOnly  = "kiln bake"
 	workRollback  = "kiln rollback"
+	workRepave    = "kiln repave"
 	workParse     = "parse"
 	workBake      = "bake"
 	workProve     = "prove"

@@ -10,7 +10,7 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// Options are what a Control works with. All but Prover, Examiner, Faults, Observer, Storage, Now
+// Options are what a Control works with. All but Prover, Examiner, Locks, Faults, Observer, Storage, Now
 // and PublicURL must be set.
 type Options struct {
 	Ledger Ledger
@@ -20,8 +20,10 @@ type Options struct {
 	Prover Prover
 	// Examiner looks at releases; without one there is nothing to see.
 	Examiner Examiner
-	Engine   kiln.Engine
-	Loader   Loader
+	// Locks signs the pins that repaves moved forward; nil signs nothing.
+	Locks  Records
+	Engine kiln.Engine
+	Loader Loader
 	// Storage is collected in this order when the machine needs room.
 	Storage []Collector
 	// StorageMax bounds what Storage uses together, in bytes; 0 is no bound.
@@ -71,6 +73,8 @@ type Ledger interface {
 	Watch(ctx context.Context) <-chan struct{}
 	// Alive lists the instances that the ledger does not know to be dead.
 	Alive(ctx context.Context) ([]kiln.Instance, error)
+	// Setting is a value that a record set; kiln.ErrNotFound for one that none did.
+	Setting(ctx context.Context, name string) ([]byte, error)
 	// Instance returns one that ever was; kiln.ErrNotFound for another.
 	Instance(ctx context.Context, id string) (kiln.Instance, error)
 }
@@ -82,6 +86,13 @@ type Store interface {
 	PutBundle(ctx context.Context, b kiln.Bundle, annotations map[string]string) (kiln.Digest, error)
 	// BundleDigest is the digest that PutBundle would return.
 	BundleDigest(b kiln.Bundle) (kiln.Digest, error)
+	Bundle(ctx context.Context, d kiln.Digest) (kiln.Bundle, error)
+	// PutOrigin keeps what a bundle was baked from. It refuses with
+	// kiln.CodeInvalid what is too large.
+	PutOrigin(ctx context.Context, o kiln.Origin) (kiln.Digest, error)
+	// Origin returns one whose files are all there, and kiln.ErrNotFound for
+	// another.
+	Origin(ctx context.Context, d kiln.Digest) (kiln.Origin, error)
 }
 
 // Baker makes images.
@@ -90,6 +101,8 @@ type Baker interface {
 	// Lookup returns the images whose inputs were baked before, and for each
 	// other one the reason why it must be baked.
 	Lookup(ctx context.Context, r kiln.BakeRequest) (known map[string]kiln.Baked, missing map[string]string, err error)
+	// Refresh resolves anew what the request's lock pins, and bakes nothing.
+	Refresh(ctx context.Context, r kiln.BakeRequest) (kiln.Lock, error)
 }
 
 // Prover inventories, judges and signs what was baked.
@@ -105,6 +118,13 @@ type Prover interface {
 	// AdmitBundle refuses a bundle that no trusted key signed as it is. It is
 	// asked often, and answers at once what it has verified before.
 	AdmitBundle(ctx context.Context, bundle kiln.Digest) error
+	// Rejudge judges an image that was inventoried before by what advisories say
+	// now, and changes nothing. It is whole unless the advisories know nothing of
+	// some of the image's packages. The error matches kiln.ErrNotFound where
+	// there is no inventory.
+	Rejudge(ctx context.Context, image kiln.Digest, g kiln.Gate, vex map[string][]byte) (v kiln.Verdict, whole bool, err error)
+	// Database names the advisories as they are now; empty when there are none.
+	Database() kiln.Digest
 }
 
 // Examiner looks at releases that were made.
@@ -116,6 +136,13 @@ type Examiner interface {
 	// Preview says what the images of a bundle change, but for their files; to
 	// may have images without a digest, which are left out.
 	Preview(ctx context.Context, from kiln.Digest, to []kiln.BundleImage) ([]kiln.ImageChange, error)
+}
+
+// Records signs the control plane's own records, so that one that another wrote
+// is not taken for them.
+type Records interface {
+	Sign(ctx context.Context, payload []byte) ([]byte, error)
+	Check(ctx context.Context, payload, signature []byte) error
 }
 
 // Loader reads a definition.
@@ -151,6 +178,8 @@ type Collector interface {
 type Keep struct {
 	Bundles []kiln.Digest // manifests of bundles
 	Images  []kiln.Digest // manifests of images
+	// Origins are what the live, parked and pending releases were baked from.
+	Origins []kiln.Digest
 	// Templates are those that may start at any moment: of live, parked and
 	// pending releases. Their images must stay ready to run.
 	Templates []kiln.Template

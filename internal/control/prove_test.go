@@ -37,6 +37,12 @@ func (p *prover) Foresee(_ context.Context, r kiln.ProveRequest) (map[string]kil
 	return p.judged(r), p.err
 }
 
+func (p *prover) Rejudge(context.Context, kiln.Digest, kiln.Gate, map[string][]byte) (kiln.Verdict, bool, error) {
+	return kiln.Verdict{}, false, kiln.Errorf(kiln.CodeNotFound, "", "there is no inventory")
+}
+
+func (p *prover) Database() kiln.Digest { return "" }
+
 func (p *prover) judged(r kiln.ProveRequest) map[string]kiln.Verdict {
 	out := map[string]kiln.Verdict{}
 	for name, baked := range r.Baked {

@@ -29,6 +29,10 @@ func (c *Control) Run(ctx context.Context) error {
 	c.spawn(c.reconcile)
 	c.spawn(c.expire)
 	c.spawn(c.collect)
+	if c.prover != nil {
+		c.spawn(c.rescan)
+		c.spawn(c.repaveByItself)
+	}
 	<-ctx.Done()
 	c.mu.Lock()
 	c.closed = true

@@ -57,6 +57,7 @@ func (c *Control) environmentStatus(ctx context.Context, name string) (Environme
 	if e.refused != "" {
 		out.Problems = append(out.Problems, e.refused)
 	}
+	out.Problems = append(out.Problems, c.found[name].problems(name)...)
 	c.mu.Unlock()
 	if out.Live != nil {
 		out.URLs = c.urls(*out.Live)

@@ -35,8 +35,11 @@ type UpResult struct {
 	URLs     []string                `json:"urls"`
 	Warnings []kiln.Diagnostic       `json:"warnings,omitempty"`
 	// Lock is what kiln.lock must say; the client writes it when it differs.
-	Lock kiln.Lock     `json:"lock"`
-	Took time.Duration `json:"took"`
+	Lock kiln.Lock `json:"lock"`
+	// Overlay says where a repave pinned something else than kiln.lock did, one
+	// sentence each. Lock has it.
+	Overlay []string      `json:"overlay,omitempty"`
+	Took    time.Duration `json:"took"`
 	// Phases says where the time went: "bake", "prove", "seal", "start", "verify", "switch".
 	Phases map[string]time.Duration `json:"phases"`
 }
@@ -47,6 +50,7 @@ type BakeResult struct {
 	Verdicts map[string]kiln.Verdict `json:"verdicts,omitempty"`
 	Bundle   kiln.Digest             `json:"bundle"`
 	Lock     kiln.Lock               `json:"lock"`
+	Overlay  []string                `json:"overlay,omitempty"` // as of an UpResult
 }
 
 // PlanResult is what Up would do.
@@ -62,6 +66,8 @@ type PlanResult struct {
 	// Images are those that are baked already and that the live release has
 	// otherwise, with packages and findings.
 	Images []kiln.ImageChange `json:"images,omitempty"`
+	// Overlay says where a repave pinned something else than kiln.lock does.
+	Overlay []string `json:"overlay,omitempty"`
 	// Routes are the changes of routes, one sentence each.
 	Routes []string `json:"routes,omitempty"`
 	// Release is why Up would make a release although it replaces nothing and
@@ -98,6 +104,63 @@ type RollbackResult struct {
 	CalledOff bool          `json:"called_off,omitempty"`
 	Took      time.Duration `json:"took"`
 	URLs      []string      `json:"urls"`
+}
+
+// RepaveRequest asks for environments to be baked again from what their bases
+// are now, and rolled out where that changes an image.
+type RepaveRequest struct {
+	Environments []string `json:"environments,omitempty"` // empty means all within reach that run
+	// Finding repaves only where an image that runs has it, by its identifier or
+	// an alias, and only where the new image has not.
+	Finding string     `json:"finding,omitempty"`
+	Plan    bool       `json:"plan,omitempty"` // says what would be done
+	Actor   string     `json:"-"`
+	Reach   kiln.Reach `json:"-"` // the environments that the actor may change
+}
+
+// RepaveResult is how it ended, by environment.
+type RepaveResult struct {
+	Environments []Repaved `json:"environments"`
+}
+
+// RepaveOutcome is what became of one environment.
+type RepaveOutcome string
+
+// The outcomes of a repave.
+const (
+	RepaveDone    RepaveOutcome = "repaved"
+	RepavePlanned RepaveOutcome = "planned" // it would be baked again
+	RepaveNothing RepaveOutcome = "nothing" // nothing newer, or the same images
+	RepaveKept    RepaveOutcome = "kept"    // the new images would not help
+	RepaveFailed  RepaveOutcome = "failed"
+)
+
+// Repaved is how a repave of one environment ended.
+type Repaved struct {
+	Environment string        `json:"environment"`
+	Outcome     RepaveOutcome `json:"outcome"`
+	// Reason is why nothing was changed, a sentence without its stop.
+	Reason  string `json:"reason,omitempty"`
+	From    int    `json:"from"`              // the release that was live
+	Release int    `json:"release,omitempty"` // the new one
+	// Pins are what moved forward in the lock, one sentence each.
+	Pins []string `json:"pins,omitempty"`
+	// Bakes are the images that would be baked, of a plan.
+	Bakes []PlannedBake `json:"bakes,omitempty"`
+	Steps []kiln.Step   `json:"steps,omitempty"`
+	// Before and After count the vulnerabilities of the images of the old and of
+	// the new release; nil where that is not known.
+	Before *FindingCount `json:"before,omitempty"`
+	After  *FindingCount `json:"after,omitempty"`
+	URLs   []string      `json:"urls,omitempty"`
+	Took   time.Duration `json:"took"`
+	Error  *kiln.Error   `json:"error,omitempty"` // of a failed one
+}
+
+// FindingCount counts the vulnerabilities of a release's images, each once.
+type FindingCount struct {
+	Failing int `json:"failing"` // a gate fails because of them
+	Open    int `json:"open"`    // those included
 }
 
 // Status is all environments at a glance.

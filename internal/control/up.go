@@ -53,7 +53,14 @@ func (c *Control) up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 			c.release(name, h)
 		}
 	}()
+	file := def.Lock
+	if out.Overlay, err = c.overlaid(ctx, &def); err != nil {
+		return out, err
+	}
 	release, err := c.prepare(ctx, r, def, &out, feed)
+	if err == nil {
+		err = c.outgrown(ctx, name, r.Actor, file)
+	}
 	if err != nil || out.Nothing {
 		out.Took = c.now().Sub(began)
 		return out, err
@@ -91,6 +98,10 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	if err != nil {
 		return BakeResult{}, err
 	}
+	overlay, err := c.overlaid(ctx, &def)
+	if err != nil {
+		return BakeResult{}, err
+	}
 	defer c.grew()
 	c.gate.RLock()
 	defer c.gate.RUnlock()
@@ -109,7 +120,7 @@ func (c *Control) Bake(ctx context.Context, r UpRequest, emit func(kiln.Progress
 	if err != nil {
 		return BakeResult{}, fmt.Errorf("record the bake: %w", err)
 	}
-	return BakeResult{Images: baked.Images, Verdicts: verdicts, Bundle: bundle, Lock: baked.Lock}, nil
+	return BakeResult{Images: baked.Images, Verdicts: verdicts, Bundle: bundle, Lock: baked.Lock, Overlay: overlay}, nil
 }
 
 // Plan says what Up would do; it changes nothing.
@@ -118,6 +129,10 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 		return PlanResult{}, err
 	}
 	def, err := c.load(ctx, r)
+	if err != nil {
+		return PlanResult{}, err
+	}
+	overlay, err := c.overlaid(ctx, &def)
 	if err != nil {
 		return PlanResult{}, err
 	}
@@ -131,7 +146,7 @@ func (c *Control) Plan(ctx context.Context, r UpRequest) (PlanResult, error) {
 	if err != nil {
 		return PlanResult{}, err
 	}
-	out := PlanResult{Environment: name}
+	out := PlanResult{Environment: name, Overlay: overlay}
 	if out.Verdicts, err = c.judge(ctx, r, def, known); err != nil {
 		return PlanResult{}, err
 	}
@@ -232,6 +247,9 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 		return kiln.Release{}, fmt.Errorf("list the releases of %s: %w", name, err)
 	}
 	identity := release.Identity()
+	if err := c.keepOrigin(ctx, release, kiln.Origin{Tree: r.Tree, Lock: baked.Lock}, releases); err != nil {
+		return kiln.Release{}, err
+	}
 	if live != nil && live.Identity() == identity {
 		out.Nothing, out.Release, out.URLs = true, *live, c.urls(*live)
 		return *live, nil

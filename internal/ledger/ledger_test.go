@@ -187,6 +187,16 @@ func TestStateIsReadBack(t *testing.T) {
 	dead.State = kiln.InstanceReady
 	check(t, l.Commit(ctx, kiln.Record{Instances: []kiln.Instance{dead}}))
 	check(t, l.SetSetting(ctx, "x", []byte("1"), kiln.Event{}))
+	told := kiln.Record{Events: []kiln.Event{{Environment: "p", Kind: "finding.new"}}, Settings: map[string][]byte{"told": []byte("2"), "z": []byte("3")}}
+	check(t, l.Commit(ctx, told))
+	// Of what is not taken nothing is: neither the event nor the setting.
+	told.Settings["told"], told.Marks = []byte("4"), []kiln.ReleaseMark{{Environment: "p", Number: 99}}
+	if err := l.Commit(ctx, told); err == nil {
+		t.Error("a mark of an unknown release was taken")
+	}
+	if got, err := l.Setting(ctx, "told"); err != nil || string(got) != "2" {
+		t.Errorf("the setting is %q, %v", got, err)
+	}
 	check(t, l.Close())
 
 	l = openAt(t, path)

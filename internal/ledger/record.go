@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/kilnproject/kiln"
@@ -28,9 +30,21 @@ func (l *Ledger) Commit(ctx context.Context, r kiln.Record) error {
 				return err
 			}
 		}
+		for _, name := range slices.Sorted(maps.Keys(r.Settings)) {
+			if err := w.set(ctx, name, r.Settings[name]); err != nil {
+				return err
+			}
+		}
 		w.events = r.Events
 		return nil
 	})
+}
+
+func (w *writing) set(ctx context.Context, name string, value []byte) error {
+	if _, _, err := w.get(ctx, w.l.tables.settings, name); err != nil {
+		return err
+	}
+	return w.put(ctx, w.l.tables.settings, name, blob(value))
 }
 
 func (w *writing) saveRollout(ctx context.Context, r kiln.Rollout) error {
@@ -116,13 +130,10 @@ func (l *Ledger) Setting(ctx context.Context, name string) ([]byte, error) {
 // kind.
 func (l *Ledger) SetSetting(ctx context.Context, name string, value []byte, e kiln.Event) error {
 	return l.update(ctx, func(ctx context.Context, w *writing) error {
-		if _, _, err := w.get(ctx, l.tables.settings, name); err != nil {
-			return err
-		}
 		if e.Kind != "" {
 			w.events = []kiln.Event{e}
 		}
-		return w.put(ctx, l.tables.settings, name, blob(value))
+		return w.set(ctx, name, value)
 	})
 }
 

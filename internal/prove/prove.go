@@ -66,6 +66,8 @@ type Asked struct {
 type Advisories interface {
 	// Match never fails because of a missing database: Asked says so.
 	Match(ctx context.Context, packages []kiln.Package) (Asked, error)
+	// Database names the advisories as they are now; empty when there are none.
+	Database() kiln.Digest
 }
 
 // Signer signs images and what is said of them, and checks it.

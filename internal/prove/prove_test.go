@@ -76,6 +76,8 @@ func (w *world) Match(context.Context, []kiln.Package) (Asked, error) {
 	return w.asked, nil
 }
 
+func (w *world) Database() kiln.Digest { return w.asked.Database }
+
 func (w *world) Sign(_ context.Context, d kiln.Digest) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -30,6 +30,7 @@ type Control interface {
 	Bake(ctx context.Context, request control.UpRequest, progress func(kiln.Progress)) (control.BakeResult, error)
 	Plan(ctx context.Context, request control.UpRequest) (control.PlanResult, error)
 	Rollback(ctx context.Context, request control.RollbackRequest, progress func(kiln.Progress)) (control.RollbackResult, error)
+	Repave(ctx context.Context, request control.RepaveRequest, progress func(kiln.Progress)) (control.RepaveResult, error)
 	Down(ctx context.Context, request control.DownRequest, progress func(kiln.Progress)) error
 	VerifyRelease(ctx context.Context, request control.ProofRequest, progress func(kiln.Progress)) (kiln.ReleaseProof, error)
 	DiffReleases(ctx context.Context, request control.DiffRequest) (kiln.ReleaseDiff, error)

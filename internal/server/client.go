@@ -131,6 +131,11 @@ func (c *Client) Rollback(ctx context.Context, request control.RollbackRequest, 
 	return operate[control.RollbackResult](ctx, c, "rollback", request, progress)
 }
 
+// Repave bakes environments again from newer bases.
+func (c *Client) Repave(ctx context.Context, request control.RepaveRequest, progress func(kiln.Progress)) (control.RepaveResult, error) {
+	return operate[control.RepaveResult](ctx, c, "repave", request, progress)
+}
+
 // Down ends an environment.
 func (c *Client) Down(ctx context.Context, environment string, progress func(kiln.Progress)) error {
 	_, err := operate[struct{}](ctx, c, "down", control.DownRequest{Environment: environment}, progress)

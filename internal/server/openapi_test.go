@@ -392,6 +392,7 @@ func TestEveryRouteHasARole(t *testing.T) {
 		"POST /v1/plan":          kiln.RoleDeploy,
 		"POST /v1/push":          kiln.RoleDeploy,
 		"POST /v1/verify":        kiln.RoleDeploy,
+		"POST /v1/repave":        kiln.RoleDeploy,
 		"POST /v1/up":            kiln.RoleDeploy,
 		"POST /v1/bake":          kiln.RoleDeploy,
 		"POST /v1/rollback":      kiln.RoleDeploy,

@@ -137,6 +137,10 @@ func (a *api) changing() []route {
 			body: control.RollbackRequest{}, result: control.RollbackResult{}, frames: true, handle: a.stream(a.rollback),
 		},
 		{
+			method: "POST", path: "/v1/repave", role: kiln.RoleDeploy, summary: "Bake again from newer bases, and roll out what that changed",
+			body: control.RepaveRequest{}, result: control.RepaveResult{}, frames: true, handle: a.stream(a.repave),
+		},
+		{
 			method: "POST", path: "/v1/push", role: kiln.RoleDeploy, summary: "Send an image and what refers to it to another registry",
 			body: PushRequest{}, result: PushResult{}, frames: true, handle: a.stream(a.push),
 		},

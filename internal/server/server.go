@@ -386,6 +386,15 @@ func (a *api) rollback(r *http.Request, s *stream) (any, error) {
 	return a.Control.Rollback(r.Context(), request, s.offer)
 }
 
+func (a *api) repave(r *http.Request, s *stream) (any, error) {
+	request, err := decode[control.RepaveRequest](a, r)
+	if err != nil {
+		return nil, err
+	}
+	request.Actor, request.Reach = actorOf(r), callOf(r).reach
+	return a.Control.Repave(r.Context(), request, s.offer)
+}
+
 func (a *api) down(r *http.Request, s *stream) (any, error) {
 	request, err := decode[control.DownRequest](a, r)
 	if err != nil {

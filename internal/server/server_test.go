@@ -51,6 +51,11 @@ func (f *fakeControl) Rollback(_ context.Context, r control.RollbackRequest, _ f
 	return control.RollbackResult{From: 2, To: r.Release}, nil
 }
 
+func (f *fakeControl) Repave(_ context.Context, r control.RepaveRequest, _ func(kiln.Progress)) (control.RepaveResult, error) {
+	f.actor = r.Actor
+	return control.RepaveResult{Environments: []control.Repaved{{Environment: strings.Join(r.Environments, " "), Outcome: control.RepaveNothing, Reason: fmt.Sprint(r.Reach)}}}, nil
+}
+
 func (f *fakeControl) Down(_ context.Context, r control.DownRequest, _ func(kiln.Progress)) error {
 	f.down, f.actor = r.Environment, r.Actor
 	return nil

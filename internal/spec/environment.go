@@ -52,12 +52,30 @@ func (l *loader) environments() []environment {
 			e.Branches = append(e.Branches, i.Text)
 		}
 		e.TTL = d.Duration("ttl", 0, time.Minute, 8760*time.Hour)
+		l.repave(d, &e)
 		l.environmentRules(d, e)
 		e.values = l.environmentValues(d)
 		out = append(out, e)
 	}
 	slices.SortFunc(out, func(a, b environment) int { return compare(a.Name, b.Name) })
 	return out
+}
+
+// repave reads who repaves an environment. What is the default is not said, so
+// that it is in no JSON.
+func (l *loader) repave(d *decoder, e *environment) {
+	_, text, _ := d.Text("repave")
+	switch policy := kiln.RepavePolicy(text); policy {
+	case kiln.RepaveAuto:
+		e.Repave = policy
+		e.RepaveEvery = d.Duration("repave_every", 6*time.Hour, time.Hour, 720*time.Hour)
+	case "", kiln.RepaveManual:
+		if d.Has("repave_every") {
+			l.report.Error(d.At("repave_every"), "Conflicting arguments", "repave_every is for repave = \"auto\"; nobody else repaves by a clock.")
+		}
+	default:
+		l.report.Error(d.At("repave"), "Invalid policy", "repave is \"manual\" or \"auto\", not %q.", policy)
+	}
 }
 
 func (l *loader) environmentRules(d *decoder, e environment) {

@@ -88,6 +88,8 @@ func environmentSchema() hclfile.Block {
 			{Name: "branch", Type: "string", Range: "name of a branch", Doc: "Binds the environment to a branch: other branches and uncommitted changes are refused."},
 			{Name: "branches", Type: "list of strings", Range: "patterns; `*` does not match `/`", Doc: "One environment for every branch that matches, named `<name>-<branch>`. Not together with `branch`."},
 			{Name: "ttl", Type: "duration", Range: "1m to 8760h", Doc: "How long after its last release went live an environment of `branches` ends by itself."},
+			{Name: "repave", Type: "string", Default: "`\"manual\"`", Range: "`\"manual\"`, `\"auto\"`", Doc: "Who bakes again from newer bases when an image that runs is found to be vulnerable: a person by `kiln repave`, or Kiln by itself, too."},
+			{Name: "repave_every", Type: "duration", Default: "`\"6h\"`", Range: "1h to 720h", Doc: "With `repave = \"auto\"`: the least time between two attempts of Kiln's own."},
 			{Name: "values", Type: "map", Doc: "Values of variables for this environment. `--var`, `--var-file` and `KILN_VAR_name` win over them."},
 		},
 	}

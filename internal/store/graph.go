@@ -17,6 +17,7 @@ type document struct {
 	Layers    []ocispec.Descriptor `json:"layers"`
 	Manifests []ocispec.Descriptor `json:"manifests"`
 	Subject   *ocispec.Descriptor  `json:"subject"`
+	Tree      kiln.Tree            `json:"tree"` // of an origin
 }
 
 // marks is a set of digests that are needed, grown from roots.
@@ -51,6 +52,10 @@ func (m *marks) root(d kiln.Digest) error {
 }
 
 func (m *marks) follow(doc document) error {
+	if doc.MediaType == MediaTypeOrigin {
+		m.files(doc.Tree)
+		return nil
+	}
 	for _, l := range doc.Layers {
 		m.blob(kiln.Digest(l.Digest))
 	}
@@ -101,11 +106,7 @@ func (m *marks) bundleConfig(config kiln.Digest) error {
 
 // bundle marks the files, the .deb files and the images of a bundle.
 func (m *marks) bundle(b kiln.Bundle) error {
-	for _, e := range b.Files.Entries {
-		if e.Digest != "" {
-			m.blob(e.Digest)
-		}
-	}
+	m.files(b.Files)
 	for _, image := range b.Images {
 		for _, deb := range image.Debs {
 			m.blob(deb)
@@ -115,6 +116,15 @@ func (m *marks) bundle(b kiln.Bundle) error {
 		}
 	}
 	return nil
+}
+
+// files marks the contents of a tree.
+func (m *marks) files(t kiln.Tree) {
+	for _, e := range t.Entries {
+		if e.Digest != "" {
+			m.blob(e.Digest)
+		}
+	}
 }
 
 // referrers marks those whose subject is marked, until there are no more
