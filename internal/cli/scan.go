@@ -20,7 +20,7 @@ import (
 const subjectHelp = `SUBJECT is
   an image          by its name (web, team/web:v1), its digest, or 12 hex digits of that or more
   ENVIRONMENT       the images of its live release
-  ENVIRONMENT@N     the images of release N
+  ENVIRONMENT/N     the images of release N
   a path            ./FOLDER with an OCI layout, or ./FILE.tar of docker save, podman save or an
                     OCI archive: it is sent to the control plane, as far as its blobs are not there,
                     which needs the role deploy
@@ -192,8 +192,9 @@ func sendBlobs(ctx context.Context, client *server.Client, blobs []server.Blob, 
 }
 
 func (a *app) printScan(r control.ScanResult) error {
+	said := map[string]bool{}
 	for _, one := range r.Images {
-		if err := a.printVerdict(one.Name, one.Verdict); err != nil {
+		if err := a.printVerdict(one.Name, one.Verdict, said); err != nil {
 			return err
 		}
 	}

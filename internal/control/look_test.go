@@ -94,8 +94,8 @@ func TestSubjects(t *testing.T) {
 	inGallery(t, func(t *testing.T, b *bench, g *gallery) {
 		for subject, want := range map[string]string{
 			"production":   "mailer-2 orders-2 web-2",
-			"production@1": "mailer-1 orders-1 web-1",
-			"production@2": "mailer-2 orders-2 web-2",
+			"production/1": "mailer-1 orders-1 web-1",
+			"production/2": "mailer-2 orders-2 web-2",
 			"tool":         "tool", "tool:latest": "tool:latest",
 			string(digestOf("tool")): digestOf("tool").Short(),
 		} {
@@ -111,14 +111,14 @@ func TestSubjects(t *testing.T) {
 				t.Errorf("%s: %q, want %q; %v", subject, got, want, err)
 			}
 		}
-		r, err := b.Scan(t.Context(), ScanRequest{Subjects: []string{"web-1", "production@1", "web-1"}}, nil)
+		r, err := b.Scan(t.Context(), ScanRequest{Subjects: []string{"web-1", "production/1", "web-1"}}, nil)
 		if err != nil || len(r.Images) != 3 {
 			t.Errorf("what is named twice: %d images, %v", len(r.Images), err)
 		}
 		g.names["production"] = digestOf("an image")
 		for subject, want := range map[string]kiln.Code{
-			"production": kiln.CodeConflict, "nothing": kiln.CodeNotFound, "production@0": kiln.CodeInvalid, "production@x": kiln.CodeInvalid,
-			"production@7": kiln.CodeNotFound, "staging@1": kiln.CodeNotFound,
+			"production": kiln.CodeConflict, "nothing": kiln.CodeNotFound, "production/0": kiln.CodeInvalid, "production/x": kiln.CodeNotFound,
+			"production/7": kiln.CodeNotFound, "staging/1": kiln.CodeNotFound,
 		} {
 			_, err := b.Scan(t.Context(), ScanRequest{Subjects: []string{subject}}, nil)
 			if k := (*kiln.Error)(nil); !errors.As(err, &k) || k.Code != want || k.Hint == "" {
@@ -126,7 +126,7 @@ func TestSubjects(t *testing.T) {
 			}
 		}
 		g.gone = true
-		if _, err := b.Scan(t.Context(), ScanRequest{Subjects: []string{"production@1"}}, nil); !errors.Is(err, kiln.ErrNotFound) || !strings.Contains(err.Error(), "was collected") {
+		if _, err := b.Scan(t.Context(), ScanRequest{Subjects: []string{"production/1"}}, nil); !errors.Is(err, kiln.ErrNotFound) || !strings.Contains(err.Error(), "was collected") {
 			t.Errorf("a release whose images are gone: %v", err)
 		}
 	})
@@ -167,8 +167,8 @@ func TestSubjectsWithinReach(t *testing.T) {
 			whole   bool
 			ok      bool
 		}{
-			{"production", kiln.Reach{"production"}, false, true}, {"production@1", kiln.Reach{"production"}, false, true},
-			{"production", kiln.Reach{"staging"}, true, false}, {"production@1", kiln.Reach{"staging"}, true, false},
+			{"production", kiln.Reach{"production"}, false, true}, {"production/1", kiln.Reach{"production"}, false, true},
+			{"production", kiln.Reach{"staging"}, true, false}, {"production/1", kiln.Reach{"staging"}, true, false},
 			{"tool", kiln.Reach{"production"}, true, false}, {whole, kiln.Reach{"production"}, false, false},
 			{whole, kiln.Reach{"production"}, true, true}, {"tool", nil, false, true},
 		} {

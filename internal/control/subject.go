@@ -27,7 +27,7 @@ type naming struct {
 }
 
 // resolve finds the images that a subject names: ENVIRONMENT is its live
-// release, ENVIRONMENT@NUMBER another one, and anything else an image of the
+// release, ENVIRONMENT/NUMBER another one, and anything else an image of the
 // store by its name, its digest, or the beginning of that.
 func (c *Control) resolve(ctx context.Context, text string, by naming) ([]namedImage, error) {
 	environment, number, numbered, err := splitRelease(text)
@@ -46,7 +46,7 @@ func (c *Control) resolve(ctx context.Context, text string, by naming) ([]namedI
 	case err != nil && !errors.Is(err, kiln.ErrNotFound):
 		return nil, err
 	case slices.Contains(known, text) && err == nil && len(by.reach) == 0:
-		return nil, kiln.Errorf(kiln.CodeConflict, text+":latest is the image, and kiln releases "+text+" lists what "+text+"@NUMBER can be",
+		return nil, kiln.Errorf(kiln.CodeConflict, text+":latest is the image, and kiln releases "+text+" lists what "+text+"/NUMBER can be",
 			"%q is an image and an environment", text)
 	case slices.Contains(known, text):
 		return c.ofRelease(ctx, text, text, 0, by)
@@ -68,14 +68,14 @@ func (c *Control) resolve(ctx context.Context, text string, by naming) ([]namedI
 	return []namedImage{{text, name, image}}, err
 }
 
-// splitRelease reads ENVIRONMENT@NUMBER.
+// splitRelease reads ENVIRONMENT/NUMBER.
 func splitRelease(text string) (environment string, number int, ok bool, err error) {
-	environment, digits, ok := strings.Cut(text, "@")
-	if !ok || strings.ContainsAny(environment, "/:") {
+	environment, digits, ok := strings.Cut(text, "/")
+	if !ok || strings.Trim(digits, "0123456789") != "" {
 		return text, 0, false, nil
 	}
 	if number, err = strconv.Atoi(digits); err != nil || number < 1 {
-		return "", 0, false, kiln.Errorf(kiln.CodeInvalid, "ENVIRONMENT@NUMBER is a release, as production@3", "%q names no release", text)
+		return "", 0, false, kiln.Errorf(kiln.CodeInvalid, "ENVIRONMENT/NUMBER is a release, as production/3", "%q names no release", text)
 	}
 	return environment, number, true, nil
 }

@@ -13,7 +13,7 @@ import (
 
 // looks are the endpoints that say what is in images and what is known of it.
 func (a *api) looks() []route {
-	subject := parameter{"subject", "string", "ENVIRONMENT (its live release), ENVIRONMENT@NUMBER, an image's name, its digest, or 12 hex digits of that or more"}
+	subject := parameter{"subject", "string", "ENVIRONMENT (its live release), ENVIRONMENT/NUMBER, an image's name, its digest, or 12 hex digits of that or more"}
 	platform := parameter{"platform", "string", "of an image of several: linux/amd64; the machine's when not said"}
 	several := subject
 	several.doc += "; may be repeated"

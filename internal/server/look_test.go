@@ -28,13 +28,13 @@ func TestLooksAreHandedOn(t *testing.T) {
 
 	var told []kiln.Progress
 	r, err := a.as(t, kiln.RoleRead).Scan(t.Context(), control.ScanRequest{
-		Subjects: []string{"app", "production@3"}, Platform: "linux/arm64", FailOn: kiln.SeverityLow, NoDatabase: true,
+		Subjects: []string{"app", "production/3"}, Platform: "linux/arm64", FailOn: kiln.SeverityLow, NoDatabase: true,
 	}, func(p kiln.Progress) { told = append(told, p) })
 	if err != nil || len(r.Images) != 1 || r.Images[0].Verdict.Outcome != kiln.OutcomeFail || len(told) != 1 {
 		t.Errorf("%+v, %v, told %d times", r, err, len(told))
 	}
 	got := a.control.scanned
-	if !slices.Equal(got.Subjects, []string{"app", "production@3"}) || got.Platform != "linux/arm64" || got.FailOn != kiln.SeverityLow || !got.NoDatabase || got.Whole || len(got.Reach) > 0 {
+	if !slices.Equal(got.Subjects, []string{"app", "production/3"}) || got.Platform != "linux/arm64" || got.FailOn != kiln.SeverityLow || !got.NoDatabase || got.Whole || len(got.Reach) > 0 {
 		t.Errorf("asked for %+v", got)
 	}
 	document, err := a.as(t, kiln.RoleRead).SBOM(t.Context(), "app", "", FormatSPDX)

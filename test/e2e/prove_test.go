@@ -106,7 +106,7 @@ func TestAVulnerabilityStopsAnUp(t *testing.T) {
 	if _, _, body := r.Get("web.test", "/"); body != "v1" {
 		t.Errorf("GET: %q", body)
 	}
-	for _, subject := range []string{"default", "default@1", "app"} {
+	for _, subject := range []string{"default", "default/1", "app"} {
 		wantAll(t, "scan "+subject, r.Kiln("scan", subject), "pass", "nobody tells it anything")
 	}
 	r.Write("kiln.hcl", strings.Replace(gated(ignoring(time.Now().AddDate(0, 0, -1))), "v1", "v2", 1))
