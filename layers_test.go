@@ -19,7 +19,7 @@ const module = "github.com/kilnproject/kiln"
 func adapters() []string {
 	return []string{
 		"bake", "seal", "store", "local", "gateway", "keep", "ledger", "source", "spec", "config", "probe", "scaffold",
-		"backup", "scan", "advisory", "lint", "scanner", "sign", "prove", "examine", "registry", "kube", "metrics", "tracing", "notify",
+		"backup", "scan", "advisory", "lint", "scanner", "sign", "prove", "examine", "registry", "layout", "kube", "metrics", "tracing", "notify",
 	}
 }
 
@@ -79,7 +79,7 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server", "durable")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "gate", "server", "spec", "source", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
+			"cli", "control", "gate", "server", "spec", "source", "layout", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
 	case f.pkg == "install", f.pkg == "systemd", f.pkg == "upgrade":

@@ -48,7 +48,12 @@ func fakeDaemon() {
 			}
 			return nil, kiln.Errorf(kiln.CodeNotFound, "kiln config show lists them", "the configuration has no notify %q", name)
 		},
-		SigningKeys: &ring{}, Backup: backUp,
+		SigningKeys: &ring{},
+		Backup:      backUp,
+		SBOM: func(d control.Described, format string) (json.RawMessage, error) {
+			return json.RawMessage(fmt.Sprintf(`{"format":%q,"name":%q}`, format, d.Name)), nil
+		},
+		Database: &fakeDatabase{},
 		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
 	})
 	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {
@@ -228,6 +233,74 @@ func (fake) Status(context.Context) (control.Status, error) {
 		Name: "default", Live: &live, Services: []control.ServiceStatus{{Name: "web", Image: image(), Desired: 2, Ready: 1}},
 		URLs: []string{"http://web.localhost:8080/"}, Problems: []string{"web: 1 of 2 is not ready"},
 	}}}, nil
+}
+
+// Scan has an image "app" that fails, "odd" of which nothing can be told, and
+// others that pass.
+func (fake) Scan(_ context.Context, r control.ScanRequest, progress func(kiln.Progress)) (control.ScanResult, error) {
+	var out control.ScanResult
+	for _, subject := range r.Subjects {
+		v := kiln.Verdict{Image: image(), Outcome: kiln.OutcomePass, Packages: 3, Findings: []kiln.Finding{}}
+		switch subject {
+		case "nothing":
+			return out, kiln.Errorf(kiln.CodeNotFound, "kiln bake makes the images of a definition", "there is no image and no environment %q", subject)
+		case "odd":
+			v.Outcome, v.Reasons, v.Hint = kiln.OutcomeUnknown, []string{"Vulnerabilities are not known: there is no database of vulnerabilities."}, "kiln db update"
+		case "app":
+			v.Outcome, v.Reasons, v.Database = kiln.OutcomeFail, []string{"1 finding fails: A-1 (left-over)."}, image()
+			v.Findings = []kiln.Finding{
+				{
+					ID: "A-1", Kind: kiln.FindingVulnerability, Severity: kiln.SeverityHigh, State: kiln.FindingOpen, Fails: r.FailOn != kiln.SeverityCritical, Title: "It runs \x1b[2Jwhat it is told",
+					Package: "left-over", Version: "1.0.0", PURL: "pkg:npm/left-over@1.0.0", Path: "/srv/a file", FixedIn: []string{"1.2.3"}, Change: "upgrade left-over to 1.2.3", Aliases: []string{"CVE-2026-1"},
+				},
+				{ID: "A-2", Kind: kiln.FindingVulnerability, Severity: kiln.SeverityLow, State: kiln.FindingIgnored, Reason: "not reachable", Title: "It is slow", Package: "left-over", Version: "1.0.0"},
+			}
+			if r.FailOn == kiln.SeverityCritical {
+				v.Outcome = kiln.OutcomePass
+			}
+		}
+		progress(kiln.Progress{Stage: "scan", Subject: subject, Done: true, Message: string(v.Outcome)})
+		out.Images = append(out.Images, control.Scanned{Subject: subject, Name: subject, Verdict: v})
+	}
+	return out, nil
+}
+
+func (fake) Inventory(_ context.Context, r control.InventoryRequest) (control.Described, error) {
+	return control.Described{Name: r.Subject}, nil
+}
+
+// fakeDatabase is empty until something is imported.
+type fakeDatabase struct{ known control.Advisories }
+
+func (d *fakeDatabase) Status() control.Advisories { return d.known }
+
+func (d *fakeDatabase) Update(_ context.Context, _ string, r server.DatabaseUpdate, _ func(kiln.Progress)) (control.Advisories, error) {
+	if r.Server == "" {
+		d.known.Failed, d.known.FailedAt = "nobody answers", time.Now()
+		return d.known, kiln.Errorf(kiln.CodeUnavailable, "try again", "get the advisories for %s: nobody answers", strings.Join(r.Ecosystems, ", "))
+	}
+	return d.add(r.Ecosystems[0], r.Server), nil
+}
+
+func (d *fakeDatabase) Import(_ context.Context, _ string, r server.DatabaseImport, file io.Reader, _ func(kiln.Progress)) (control.Advisories, error) {
+	content, err := io.ReadAll(file)
+	if err == nil && string(content) != "records\n" {
+		err = kiln.Errorf(kiln.CodeInvalid, "get it again", "the bundle is refused")
+	}
+	if err != nil {
+		return d.known, err
+	}
+	if r.Ecosystem == "" {
+		return d.add("npm", "bundle"), nil
+	}
+	return d.add(r.Ecosystem, "file"), nil
+}
+
+func (d *fakeDatabase) add(name, from string) control.Advisories {
+	d.known = control.Advisories{Digest: image(), Dated: time.Now().Add(-3 * time.Hour), Ecosystems: []control.AdvisoryEcosystem{
+		{Name: name, Digest: image(), Records: 4293, Withdrawn: 17, Dated: time.Now().Add(-3 * time.Hour), From: from},
+	}}
+	return d.known
 }
 
 func (fake) InstancePage(_ context.Context, q control.InstanceQuery) ([]kiln.Instance, error) {

@@ -33,6 +33,8 @@ func run(args []string, speech io.Writer) int {
 		switch args[0] {
 		case "ledger":
 			return runLedger(ctx, args[1:], os.Stdout, speech)
+		case "database":
+			return runDatabase(ctx, args[1:], os.Stdout, speech)
 		case "restore":
 			return runRestore(ctx, args[1:], os.Stdout, speech)
 		case "work":

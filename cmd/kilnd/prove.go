@@ -42,6 +42,7 @@ func (p *plane) openProver(context.Context) error {
 		return err
 	}
 	p.later(p.advisories.Close)
+	p.database = &database{db: p.advisories, dir: p.dir("advisories"), record: p.record}
 	p.prover = prove.New(prove.Options{
 		Inspector:  inspector{p.sealer, p.store, inspectors(p.program, program)},
 		Advisories: advisories{p.advisories},

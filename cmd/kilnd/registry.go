@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"strings"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/registry"
@@ -55,7 +54,7 @@ func (p *plane) push(ctx context.Context, actor string, request server.PushReque
 		return server.PushResult{}, err
 	}
 	defer release()
-	d, err := p.find(ctx, request.Image)
+	d, err := p.store.Find(ctx, request.Image)
 	if err != nil {
 		return server.PushResult{}, err
 	}
@@ -71,16 +70,4 @@ func (p *plane) push(ctx context.Context, actor string, request server.PushReque
 		return server.PushResult{}, fmt.Errorf("record the push: %w", err)
 	}
 	return server.PushResult{Digest: d, Destination: to}, nil
-}
-
-// find is the manifest of an image by its name or digest.
-func (p *plane) find(ctx context.Context, image string) (kiln.Digest, error) {
-	if d, err := kiln.ParseDigest(image); err == nil {
-		return d, nil
-	}
-	desc, err := p.store.Resolve(ctx, strings.TrimSuffix(image, ":latest"))
-	if err != nil {
-		return "", kiln.Errorf(kiln.CodeNotFound, "kiln bake makes the images of a definition", "there is no image %q", image)
-	}
-	return kiln.Digest(desc.Digest), nil
 }

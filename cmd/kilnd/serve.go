@@ -117,6 +117,7 @@ type plane struct {
 	baker      *bake.Baker
 	signer     *sign.Signer
 	advisories *advisory.DB
+	database   *database
 	prover     *prove.Prover
 	control    *control.Control
 	registry   *registry.Registry
@@ -150,7 +151,8 @@ func (p *plane) assemble(ctx context.Context) error {
 		return err
 	}
 	p.control = control.New(control.Options{
-		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Examiner: examiner, Locks: p.signer.Records("lock"), Observer: watching,
+		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Examiner: examiner, Locks: p.signer.Records("lock"),
+		Looker: p.prover, Images: p.store, Advisories: p.database.Status, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
 		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
@@ -274,6 +276,7 @@ func (p *plane) api(end func()) server.Options {
 		Version:  server.Version{Version: version, PID: os.Getpid(), DataDir: p.data, StartedAt: p.started},
 		Settings: p.view, Reload: p.reload, Backup: p.backup,
 		Metrics: p.metricsFor, Answered: p.metrics.Answered, NotifyTest: p.testNotify, Registry: p.registry, Push: p.push, SigningKeys: signingKeys{p},
+		SBOM: describe, Database: p.database,
 		Shutdown: func(ctx context.Context, actor string, progress func(kiln.Progress)) error {
 			if err := p.shutdown(ctx, actor, progress); err != nil {
 				return err

@@ -154,6 +154,7 @@ func fill(ctx context.Context, s Source, entries []*zip.File, path string) (Ecos
 	e := Ecosystem{Name: s.Ecosystem, Records: len(entries)}
 	sums := sha256.New()
 	left := s.Size*maxRatio + minUnpacked
+	about := 0                  // rows about the ecosystem
 	for _, f := range entries { // by name
 		content, err := unpack(f, left)
 		var p parsed
@@ -170,10 +171,14 @@ func fill(ctx context.Context, s Source, entries []*zip.File, path string) (Ecos
 		if p.withdrawn {
 			e.Withdrawn++
 		}
+		about += len(p.rows)
 		if err := errors.Join(ctx.Err(), b.add(ctx, p.rows)); err != nil {
 			return Ecosystem{}, errors.Join(fmt.Errorf("import %s: %w", s.Ecosystem, err), b.abandon())
 		}
 		_, _ = fmt.Fprintf(sums, "%s %x\n", f.Name, sha256.Sum256(content)) // a hash takes all
+	}
+	if about == 0 && e.Withdrawn < e.Records { // another's: with it every package would be without a finding
+		return Ecosystem{}, errors.Join(refuse(s.Ecosystem, "none of the %d records is about a package of it", e.Records), b.abandon())
 	}
 	e.Digest = kiln.DigestOf(fmt.Appendf(nil, "osv %d %s %x", formatVersion, s.Ecosystem, sums.Sum(nil)))
 	return e, b.finish(ctx, e.Digest)

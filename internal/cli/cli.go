@@ -110,9 +110,10 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.upCommand(), a.rollbackCommand(), a.repaveCommand(), a.downCommand(), a.bakeCommand(), a.pushCommand(),
 		a.planCommand(), a.statusCommand(), a.psCommand(), a.releasesCommand(), a.diffCommand(), a.verifyCommand(), a.logsCommand(), a.eventsCommand(),
+		a.scanCommand(), a.sbomCommand(),
 		a.validateCommand(), a.fmtCommand(), a.initCommand(),
 		a.backupCommand(), a.restoreCommand(),
-		a.configCommand(), a.doctorCommand(), a.keyCommand(), a.ledgerCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
+		a.configCommand(), a.dbCommand(), a.doctorCommand(), a.keyCommand(), a.ledgerCommand(), a.notifyCommand(), a.installCommand(), a.uninstallCommand(), a.reloadCommand(),
 		a.shutdownCommand(), a.tokenCommand(), a.upgradeCommand(), a.versionCommand(),
 		exitCodesTopic(), refusedCommand("exec"), refusedCommand("ssh"),
 	)

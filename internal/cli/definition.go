@@ -4,13 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -158,24 +156,10 @@ func send(ctx context.Context, client *server.Client, tree kiln.Tree, open sourc
 		return err
 	}
 	var blobs []server.Blob
-	var total, sent int64
 	for _, d := range missing {
 		blobs = append(blobs, server.Blob{Digest: d, Size: sizes[d], Open: func() (io.ReadCloser, error) { return open(d) }})
-		total += sizes[d]
 	}
-	step := kiln.Progress{Stage: stageSend, Step: fmt.Sprintf("sending %s, %s", plural(len(blobs), "file"), size(total))}
-	p.show(step)
-	began := time.Now()
-	_, err = client.Upload(ctx, blobs, func(n int64) {
-		sent += n
-		p.update(step, fmt.Sprintf("%s of %s", size(sent), size(total)))
-	})
-	if err != nil {
-		return err
-	}
-	step.Done, step.Took = true, time.Since(began)
-	p.show(step)
-	return nil
+	return sendBlobs(ctx, client, blobs, "file", p)
 }
 
 // readLock returns kiln.lock as it is, nil when there is none.

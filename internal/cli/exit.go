@@ -38,8 +38,8 @@ type exitRow struct {
 func exitTable() []exitRow {
 	return []exitRow{
 		{ExitOK, "", "it was done, or there was nothing to do"},
-		{ExitFailed, kiln.CodeFailed, "it was tried and did not work; for doctor: something is in the way; for ledger verify: a record is damaged; for verify: something that was signed does not hold; for fmt --check: a file is not in canonical format"},
-		{ExitChanges, "", "plan: there is something to do; for repave --plan, too"},
+		{ExitFailed, kiln.CodeFailed, "it was tried and did not work; for doctor: something is in the way; for ledger verify: a record is damaged; for verify: something that was signed does not hold; for fmt --check: a file is not in canonical format; for scan: an image does not pass its gate"},
+		{ExitChanges, "", "plan: there is something to do; for repave --plan, too; scan: it cannot be told whether an image passes, and none fails"},
 		{ExitInvalid, kiln.CodeInvalid, "the definition, a flag or an argument is wrong"},
 		{ExitNotFound, kiln.CodeNotFound, "it names what is not there"},
 		{ExitConflict, kiln.CodeConflict, "it cannot be done in the present state"},

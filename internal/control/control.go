@@ -24,6 +24,9 @@ type Control struct {
 	prover   Prover   // nil lets everything pass
 	examiner Examiner // nil sees nothing
 	locks    Records
+	looker   Looker
+	images   Images
+	advise   func() Advisories
 	engine   kiln.Engine
 	loader   Loader
 	storage  []Collector
@@ -69,7 +72,7 @@ type Control struct {
 // New returns a Control that does nothing until Run.
 func New(o Options) *Control {
 	c := &Control{
-		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, locks: o.Locks, engine: o.Engine, loader: o.Loader,
+		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, locks: o.Locks, looker: o.Looker, images: o.Images, advise: o.Advisories, engine: o.Engine, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
 		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer,
 		restored:     make(chan struct{}),

@@ -10,8 +10,8 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// Options are what a Control works with. All but Prover, Examiner, Locks, Faults, Observer, Storage, Now
-// and PublicURL must be set.
+// Options are what a Control works with. All but Prover, Examiner, Locks, Looker,
+// Images, Advisories, Faults, Observer, Storage, Now and PublicURL must be set.
 type Options struct {
 	Ledger Ledger
 	Store  Store
@@ -21,9 +21,14 @@ type Options struct {
 	// Examiner looks at releases; without one there is nothing to see.
 	Examiner Examiner
 	// Locks signs the pins that repaves moved forward; nil signs nothing.
-	Locks  Records
-	Engine kiln.Engine
-	Loader Loader
+	Locks Records
+	// Looker looks into Images, for Scan and Inventory; nil for none.
+	Looker Looker
+	Images Images
+	// Advisories says what is known of vulnerabilities; nil for nothing to say.
+	Advisories func() Advisories
+	Engine     kiln.Engine
+	Loader     Loader
 	// Storage is collected in this order when the machine needs room.
 	Storage []Collector
 	// StorageMax bounds what Storage uses together, in bytes; 0 is no bound.
@@ -143,6 +148,31 @@ type Examiner interface {
 type Records interface {
 	Sign(ctx context.Context, payload []byte) ([]byte, error)
 	Check(ctx context.Context, payload, signature []byte) error
+}
+
+// Looker says what is in images, and changes nothing.
+type Looker interface {
+	// Look judges an image by the gate of its newest verdict, or the default one,
+	// changed as change says.
+	Look(ctx context.Context, image kiln.Digest, change func(*kiln.Gate)) (kiln.Verdict, error)
+	// Describe returns an image's inventory.
+	Describe(ctx context.Context, image kiln.Digest) (kiln.Inventory, error)
+	// Newest is an image's newest verdict, and false where there is none.
+	Newest(ctx context.Context, image kiln.Digest) (kiln.Verdict, bool, error)
+}
+
+// Images are those of the store.
+type Images interface {
+	// Find returns what a name, a digest or its beginning stands for; the error
+	// matches kiln.ErrNotFound for nothing.
+	Find(ctx context.Context, name string) (kiln.Digest, error)
+	// Image returns the image of a platform that a manifest or an index stands
+	// for, once it is known to be whole.
+	Image(ctx context.Context, d kiln.Digest, platform string) (kiln.Digest, error)
+	// Bundle reads a bundle.
+	Bundle(ctx context.Context, d kiln.Digest) (kiln.Bundle, error)
+	// Hold keeps all that is there until release.
+	Hold(ctx context.Context) (release func(), err error)
 }
 
 // Loader reads a definition.

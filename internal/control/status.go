@@ -31,6 +31,7 @@ func (c *Control) Status(ctx context.Context) (Status, error) {
 		}
 		out.Environments = append(out.Environments, one)
 	}
+	out.Problems = append(out.Problems, c.unadvised(ctx, out.Environments)...)
 	return out, nil
 }
 

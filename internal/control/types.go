@@ -220,3 +220,66 @@ type DownRequest struct {
 	Actor       string     `json:"-"`
 	Reach       kiln.Reach `json:"-"` // the environments that the actor may change
 }
+
+// ScanRequest asks what gates say of images as they are now.
+type ScanRequest struct {
+	Subjects []string
+	// Platform chooses of an index: "linux/amd64"; the machine's when empty.
+	Platform string
+	// FailOn is the least severity that fails; empty is as the gates have it.
+	FailOn kiln.Severity
+	// NoDatabase lets pass what no database can judge.
+	NoDatabase bool
+	Reach      kiln.Reach
+	// Whole allows the digests of images that are of no environment to who may
+	// see some environments alone.
+	Whole bool
+}
+
+// ScanResult is what gates say.
+type ScanResult struct {
+	Images []Scanned `json:"images"`
+}
+
+// Scanned is what a gate says of one image.
+type Scanned struct {
+	Subject string       `json:"subject"` // as it was asked for
+	Name    string       `json:"name"`    // of the image, as far as it is known
+	Verdict kiln.Verdict `json:"verdict"`
+}
+
+// InventoryRequest asks what is in one image.
+type InventoryRequest struct {
+	Subject  string
+	Platform string
+	Reach    kiln.Reach
+	Whole    bool
+}
+
+// Described is what is in one image.
+type Described struct {
+	Name      string
+	Inventory kiln.Inventory
+}
+
+// Advisories is what is known of vulnerabilities.
+type Advisories struct {
+	// Digest names all of it; empty where there is nothing.
+	Digest     kiln.Digest         `json:"digest"`
+	Dated      time.Time           `json:"dated,omitzero"` // the oldest of the ecosystems'
+	Ecosystems []AdvisoryEcosystem `json:"ecosystems"`     // by name
+	// Failed is why the last update did not work, and FailedAt when; empty when
+	// it did.
+	Failed   string    `json:"failed,omitempty"`
+	FailedAt time.Time `json:"failed_at,omitzero"`
+}
+
+// AdvisoryEcosystem is what is known of one ecosystem.
+type AdvisoryEcosystem struct {
+	Name      string      `json:"name"` // "Debian", "Go"
+	Digest    kiln.Digest `json:"digest"`
+	Records   int         `json:"records"`
+	Withdrawn int         `json:"withdrawn"` // of them
+	Dated     time.Time   `json:"dated"`     // when the source had nothing newer
+	From      string      `json:"from"`      // an URL, "bundle" or "file"
+}

@@ -120,12 +120,11 @@ func (p *Prover) inspect(ctx context.Context, baked kiln.Baked) (Inspection, err
 	if err != nil {
 		return Inspection{}, err
 	}
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		return Inspection{}, ctx.Err()
+	release, err := take(ctx, p.slots)
+	if err != nil {
+		return Inspection{}, err
 	}
+	defer release()
 	seen, err := p.opt.Inspector.Inspect(ctx, baked.Manifest, base)
 	seen.Base = base
 	return seen, err
@@ -147,15 +146,23 @@ func (p *Prover) judge(ctx context.Context, image kiln.Image, baked kiln.Baked, 
 	for _, path := range image.Gate.VEX {
 		e.VEX[path] = r.VEX[path]
 	}
-	for _, scanner := range image.Gate.Scanners {
-		found, err := p.opt.Scan(ctx, scanner, baked.Manifest)
+	if err := p.scan(ctx, baked.Manifest, image.Gate, &e); err != nil {
+		return kiln.Verdict{}, err
+	}
+	return p.opt.Judge(image.Gate, e, p.opt.Now())
+}
+
+// scan asks the other scanners of a gate. One that fails is evidence, too.
+func (p *Prover) scan(ctx context.Context, image kiln.Digest, gate kiln.Gate, e *Evidence) error {
+	for _, scanner := range gate.Scanners {
+		found, err := p.opt.Scan(ctx, scanner, image)
 		if ctx.Err() != nil {
-			return kiln.Verdict{}, ctx.Err()
+			return ctx.Err()
 		}
 		e.Scanners[scanner.Name] = failure(err)
 		e.Others = append(e.Others, found...)
 	}
-	return p.opt.Judge(image.Gate, e, p.opt.Now())
+	return nil
 }
 
 func failure(err error) string {

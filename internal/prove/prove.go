@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
+
 	"github.com/kilnproject/kiln"
 )
 
@@ -129,8 +131,10 @@ type Options struct {
 
 // Prover proves images. Its methods may be called at once and again.
 type Prover struct {
-	opt   Options
-	slots chan struct{} // one per image being inspected
+	opt     Options
+	slots   chan struct{} // one per image being inspected
+	looking chan struct{} // one per image being looked at
+	seen    *lru.Cache[kiln.Digest, Inspection]
 
 	mu       sync.Mutex
 	admitted map[kiln.Digest]bool // images, and bundles
@@ -154,7 +158,13 @@ func New(o Options) *Prover {
 	if o.Bundles == nil {
 		o.Bundles = func(context.Context, kiln.Digest) ([]kiln.Digest, error) { return nil, nil }
 	}
-	return &Prover{opt: o, slots: make(chan struct{}, inspecting), admitted: map[kiln.Digest]bool{}}
+	seen, err := lru.New[kiln.Digest, Inspection](remembered)
+	if err != nil {
+		panic(err) // the size is positive
+	}
+	return &Prover{
+		opt: o, slots: make(chan struct{}, inspecting), looking: make(chan struct{}, looking), seen: seen, admitted: map[kiln.Digest]bool{},
+	}
 }
 
 // Admit says whether instances of an image may start: it is signed, a gate let

@@ -20,6 +20,7 @@ const (
 	typeSSE    = "text/event-stream"
 	typeTar    = "application/x-tar"
 	typeBackup = "application/zstd"
+	typeZip    = "application/zip"
 )
 
 // Control is what the API is the face of. A context that ends means that the
@@ -35,6 +36,8 @@ type Control interface {
 	VerifyRelease(ctx context.Context, request control.ProofRequest, progress func(kiln.Progress)) (kiln.ReleaseProof, error)
 	DiffReleases(ctx context.Context, request control.DiffRequest) (kiln.ReleaseDiff, error)
 	Status(ctx context.Context) (control.Status, error)
+	Scan(ctx context.Context, request control.ScanRequest, progress func(kiln.Progress)) (control.ScanResult, error)
+	Inventory(ctx context.Context, request control.InventoryRequest) (control.Described, error)
 	InstancePage(ctx context.Context, query control.InstanceQuery) ([]kiln.Instance, error)
 	ReleasePage(ctx context.Context, query control.ReleaseQuery) ([]kiln.Release, error)
 	// Events calls each for every event in order and returns when there are no

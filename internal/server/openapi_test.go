@@ -224,6 +224,8 @@ func (d *describer) operation(r route) object {
 	switch {
 	case r.tar:
 		op["requestBody"] = object{"required": true, "content": object{typeTar: object{}}}
+	case r.file != "":
+		op["requestBody"] = object{"required": true, "content": object{r.file: object{}}}
 	case r.body != nil:
 		op["requestBody"] = object{"required": true, "content": object{typeJSON: object{"schema": d.refer(reflect.TypeOf(r.body))}}}
 	}
@@ -377,35 +379,40 @@ func filled(t reflect.Type, depth int) reflect.Value {
 // than before, is a decision.
 func TestEveryRouteHasARole(t *testing.T) {
 	want := map[string]kiln.Role{
-		"GET /v1/version":        kiln.RoleRead,
-		"GET /v1/openapi.json":   kiln.RoleRead,
-		"GET /v1/status":         kiln.RoleRead,
-		"GET /v1/instances":      kiln.RoleRead,
-		"GET /v1/releases":       kiln.RoleRead,
-		"GET /v1/events":         kiln.RoleRead,
-		"GET /v1/logs":           kiln.RoleRead,
-		"GET /v1/config":         kiln.RoleAdmin,
-		"GET /v1/diff":           kiln.RoleRead,
-		"GET /metrics":           kiln.RoleRead,
-		"POST /v1/blobs/missing": kiln.RoleDeploy,
-		"POST /v1/blobs":         kiln.RoleDeploy,
-		"POST /v1/plan":          kiln.RoleDeploy,
-		"POST /v1/push":          kiln.RoleDeploy,
-		"POST /v1/verify":        kiln.RoleDeploy,
-		"POST /v1/repave":        kiln.RoleDeploy,
-		"POST /v1/up":            kiln.RoleDeploy,
-		"POST /v1/bake":          kiln.RoleDeploy,
-		"POST /v1/rollback":      kiln.RoleDeploy,
-		"POST /v1/down":          kiln.RoleDeploy,
-		"POST /v1/backup":        kiln.RoleAdmin,
-		"POST /v1/ledger/verify": kiln.RoleAdmin,
-		"POST /v1/ledger/accept": kiln.RoleAdmin,
-		"POST /v1/reload":        kiln.RoleAdmin,
-		"POST /v1/notify/test":   kiln.RoleAdmin,
-		"POST /v1/shutdown":      kiln.RoleAdmin,
-		"GET /v1/keys":           kiln.RoleRead,
-		"POST /v1/keys/rotate":   kiln.RoleAdmin,
-		"POST /v1/keys/distrust": kiln.RoleAdmin,
+		"GET /v1/version":          kiln.RoleRead,
+		"GET /v1/openapi.json":     kiln.RoleRead,
+		"GET /v1/status":           kiln.RoleRead,
+		"GET /v1/instances":        kiln.RoleRead,
+		"GET /v1/releases":         kiln.RoleRead,
+		"GET /v1/events":           kiln.RoleRead,
+		"GET /v1/logs":             kiln.RoleRead,
+		"GET /v1/config":           kiln.RoleAdmin,
+		"GET /v1/diff":             kiln.RoleRead,
+		"GET /metrics":             kiln.RoleRead,
+		"POST /v1/blobs/missing":   kiln.RoleDeploy,
+		"POST /v1/blobs":           kiln.RoleDeploy,
+		"POST /v1/plan":            kiln.RoleDeploy,
+		"POST /v1/push":            kiln.RoleDeploy,
+		"POST /v1/verify":          kiln.RoleDeploy,
+		"POST /v1/up":              kiln.RoleDeploy,
+		"POST /v1/bake":            kiln.RoleDeploy,
+		"POST /v1/rollback":        kiln.RoleDeploy,
+		"POST /v1/down":            kiln.RoleDeploy,
+		"POST /v1/backup":          kiln.RoleAdmin,
+		"POST /v1/ledger/verify":   kiln.RoleAdmin,
+		"POST /v1/ledger/accept":   kiln.RoleAdmin,
+		"POST /v1/reload":          kiln.RoleAdmin,
+		"POST /v1/notify/test":     kiln.RoleAdmin,
+		"POST /v1/shutdown":        kiln.RoleAdmin,
+		"GET /v1/keys":             kiln.RoleRead,
+		"POST /v1/keys/rotate":     kiln.RoleAdmin,
+		"POST /v1/keys/distrust":   kiln.RoleAdmin,
+		"GET /v1/scan":             kiln.RoleRead,
+		"GET /v1/sbom":             kiln.RoleRead,
+		"GET /v1/database":         kiln.RoleRead,
+		"POST /v1/database/update": kiln.RoleAdmin,
+		"POST /v1/database/import": kiln.RoleAdmin,
+		"POST /v1/repave":          kiln.RoleDeploy,
 	}
 	got := map[string]kiln.Role{}
 	for _, r := range newAPI(Options{}).routes() {

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/control"
@@ -18,9 +19,10 @@ type route struct {
 	query        []parameter
 	body         any // zero value of what the JSON body is; nil for none
 	tar          bool
-	result       any  // zero value of the answer, or of a stream's result
-	text         bool // the answer is text
-	frames       bool // the answer is a stream of frames
+	file         string // media type of a body that is a file; empty for none
+	result       any    // zero value of the answer, or of a stream's result
+	text         bool   // the answer is text
+	frames       bool   // the answer is a stream of frames
 	formats      []string
 	handle       http.HandlerFunc
 }
@@ -32,7 +34,7 @@ type parameter struct {
 
 // routes is every endpoint of the API.
 func (a *api) routes() []route {
-	return append(a.looking(), a.changing()...)
+	return slices.Concat(a.looking(), a.looks(), a.changing(), a.databases())
 }
 
 func (a *api) looking() []route {

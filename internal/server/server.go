@@ -62,6 +62,10 @@ type Options struct {
 	SigningKeys SigningKeys
 	// Push sends an image to another registry; nil when there are no images.
 	Push func(ctx context.Context, actor string, request PushRequest, progress func(kiln.Progress)) (PushResult, error)
+	// SBOM writes what is in an image, in a format; nil when there are no images.
+	SBOM func(d control.Described, format string) (json.RawMessage, error)
+	// Database is what is known of vulnerabilities; nil when nothing is.
+	Database Database
 	// NotifyTest sends a test event to one receiver, or to all for ""; nil when
 	// there are none.
 	NotifyTest func(ctx context.Context, name, actor string) ([]NotifyResult, error)

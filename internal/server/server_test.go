@@ -33,6 +33,9 @@ type fakeControl struct {
 	down   string
 	actor  string
 	listed int // instances, and releases
+
+	scanned   control.ScanRequest
+	described control.InventoryRequest
 }
 
 func (f *fakeControl) Up(ctx context.Context, r control.UpRequest, p func(kiln.Progress)) (control.UpResult, error) {
@@ -75,6 +78,17 @@ func (f *fakeControl) DiffReleases(_ context.Context, r control.DiffRequest) (ki
 }
 
 func (f *fakeControl) Status(context.Context) (control.Status, error) { return f.status() }
+
+func (f *fakeControl) Scan(_ context.Context, r control.ScanRequest, progress func(kiln.Progress)) (control.ScanResult, error) {
+	f.scanned = r
+	progress(kiln.Progress{Stage: "scan", Subject: "app"})
+	return control.ScanResult{Images: []control.Scanned{{Subject: "app", Name: "app", Verdict: kiln.Verdict{Outcome: kiln.OutcomeFail}}}}, nil
+}
+
+func (f *fakeControl) Inventory(_ context.Context, r control.InventoryRequest) (control.Described, error) {
+	f.described = r
+	return control.Described{Name: "app"}, nil
+}
 
 func (f *fakeControl) InstancePage(_ context.Context, q control.InstanceQuery) ([]kiln.Instance, error) {
 	var out []kiln.Instance
