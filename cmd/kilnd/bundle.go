@@ -106,7 +106,7 @@ func source(ctx context.Context, server advisory.Server, name, temporary string)
 // writeBundle makes the file, which has its name once it is whole.
 func writeBundle(ctx context.Context, dir, file string, sources []advisory.Source, dated time.Time, key *ecdsa.PrivateKey) error {
 	temporary := filepath.Join(dir, "bundle")
-	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // it is signed and for others
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/control"
 )
 
@@ -103,14 +104,20 @@ func (a *app) printPlan(r control.PlanResult) error {
 	if err := a.printVerdicts(r.Verdicts); err != nil {
 		return err
 	}
-	if r.Refused == nil {
+	return a.printRefusal(r.Refused)
+}
+
+// printRefusal shows the rule by which up would be refused; nil is none.
+func (a *app) printRefusal(e *kiln.Error) error {
+	s := a.style(a.Out)
+	if e == nil {
 		return nil
 	}
-	if err := a.print("  %s  %s\n", s.paint(red, "refuse "), s.safe(r.Refused.Message)); err != nil {
+	if err := a.print("  %s  %s\n", s.paint(red, "refuse "), s.safe(e.Message)); err != nil {
 		return err
 	}
-	if r.Refused.Hint == "" {
+	if e.Hint == "" {
 		return nil
 	}
-	return a.print("           %s\n", s.paint(dim, s.safe(r.Refused.Hint)))
+	return a.print("           %s\n", s.paint(dim, s.safe(e.Hint)))
 }

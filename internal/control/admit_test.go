@@ -104,7 +104,7 @@ func TestReleasesAreExamined(t *testing.T) {
 		b.mustUp(shop("production", "2"))
 		b.settled()
 		e := &examiner{holds: true}
-		b.Control.examiner = e
+		b.examiner = e
 		proof, err := b.VerifyRelease(t.Context(), ProofRequest{Environment: "production"}, nil)
 		if err != nil || proof.Release != 2 || slices.Contains(b.kinds(), "release.doubted") {
 			t.Errorf("%+v, %v, %v", proof, err, b.kinds())

@@ -167,10 +167,14 @@ func TestSubjectsWithinReach(t *testing.T) {
 			whole   bool
 			ok      bool
 		}{
-			{"production", kiln.Reach{"production"}, false, true}, {"production/1", kiln.Reach{"production"}, false, true},
-			{"production", kiln.Reach{"staging"}, true, false}, {"production/1", kiln.Reach{"staging"}, true, false},
-			{"tool", kiln.Reach{"production"}, true, false}, {whole, kiln.Reach{"production"}, false, false},
-			{whole, kiln.Reach{"production"}, true, true}, {"tool", nil, false, true},
+			{"production", kiln.Reach{"production"}, false, true},
+			{"production/1", kiln.Reach{"production"}, false, true},
+			{"production", kiln.Reach{"staging"}, true, false},
+			{"production/1", kiln.Reach{"staging"}, true, false},
+			{"tool", kiln.Reach{"production"}, true, false},
+			{whole, kiln.Reach{"production"}, false, false},
+			{whole, kiln.Reach{"production"}, true, true},
+			{"tool", nil, false, true},
 		} {
 			_, err := b.Inventory(t.Context(), InventoryRequest{Subject: c.subject, Reach: c.reach, Whole: c.whole})
 			_, scanned := b.Scan(t.Context(), ScanRequest{Subjects: []string{c.subject}, Reach: c.reach, Whole: c.whole}, nil)

@@ -70,18 +70,24 @@ func (c *Control) up(ctx context.Context, r UpRequest, emit func(kiln.Progress))
 		return out, err
 	}
 	started = true
+	err = c.roll(ctx, d, &out)
+	out.Took = c.now().Sub(began)
+	return out, err
+}
+
+// roll waits for a rollout that was begun, and says how it went.
+func (c *Control) roll(ctx context.Context, d *drive, out *UpResult) error {
 	out.Release = d.rollout.To
-	err = c.watch(ctx, d)
+	err := c.watch(ctx, d)
 	for _, m := range d.trail() {
 		out.Phases[phase(m.Step)] += m.Took
 	}
-	out.Took = c.now().Sub(began)
 	if err != nil {
-		return out, err
+		return err
 	}
 	out.Release.State = kiln.ReleaseLive
 	out.URLs = c.urls(out.Release)
-	return out, nil
+	return nil
 }
 
 // Bake bakes every image of a definition and stores its bundle, and makes no

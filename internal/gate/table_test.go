@@ -33,8 +33,10 @@ func TestATableSaysWhatToDo(t *testing.T) {
 
 func TestASummaryCounts(t *testing.T) {
 	v := kiln.Verdict{Packages: 12, Findings: []kiln.Finding{
-		{Severity: kiln.SeverityLow, State: kiln.FindingOpen}, {Severity: kiln.SeverityCritical, State: kiln.FindingOpen},
-		{Severity: kiln.SeverityLow, State: kiln.FindingOpen}, {Severity: kiln.SeverityHigh, State: kiln.FindingNotAffected},
+		{Severity: kiln.SeverityLow, State: kiln.FindingOpen},
+		{Severity: kiln.SeverityCritical, State: kiln.FindingOpen},
+		{Severity: kiln.SeverityLow, State: kiln.FindingOpen},
+		{Severity: kiln.SeverityHigh, State: kiln.FindingNotAffected},
 	}}
 	if got, want := Summary(v), "12 packages, findings: 1 critical, 2 low (1 let pass); no database"; got != want {
 		t.Errorf("%q, not %q", got, want)
@@ -47,8 +49,10 @@ func TestASummaryCounts(t *testing.T) {
 
 func TestWhatPassesIsReadForWhatIsMoreThanARemark(t *testing.T) {
 	v := kiln.Verdict{Outcome: kiln.OutcomePass, Findings: []kiln.Finding{
-		{ID: "a", Severity: kiln.SeverityHigh, State: kiln.FindingOpen}, {ID: "b", Severity: kiln.SeverityLow, State: kiln.FindingOpen},
-		{ID: "c", Severity: kiln.SeverityHigh, State: kiln.FindingIgnored}, {ID: "d", Severity: kiln.SeverityUnknown, State: kiln.FindingOpen},
+		{ID: "a", Severity: kiln.SeverityHigh, State: kiln.FindingOpen},
+		{ID: "b", Severity: kiln.SeverityLow, State: kiln.FindingOpen},
+		{ID: "c", Severity: kiln.SeverityHigh, State: kiln.FindingIgnored},
+		{ID: "d", Severity: kiln.SeverityUnknown, State: kiln.FindingOpen},
 	}}
 	if got := Notable(v); len(got) != 2 || got[0].ID != "a" || got[1].ID != "d" {
 		t.Errorf("%+v", got)

@@ -2,6 +2,7 @@ package layout
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -84,11 +85,11 @@ func (a archive) list() error {
 	if err != nil {
 		return err
 	}
-	var magic [4]byte
-	if _, err := a.tar.ReadAt(magic[:], 0); err != nil {
+	magic := make([]byte, 4)
+	if _, err := a.tar.ReadAt(magic, 0); err != nil {
 		return errors.New("it is too short for an archive")
 	}
-	if magic[0] == 0x1f && magic[1] == 0x8b || magic == [4]byte{0x28, 0xb5, 0x2f, 0xfd} {
+	if bytes.HasPrefix(magic, []byte{0x1f, 0x8b}) || bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) { // gzip, zstd
 		return errors.New("it is packed: unpack it with gunzip or unzstd first")
 	}
 	for r, n := tar.NewReader(a.tar), 0; ; n++ {
@@ -129,7 +130,7 @@ func (a archive) add(header *tar.Header, total int64) error {
 		}
 		a.parts[name] = part{at, header.Size}
 	case tar.TypeSymlink:
-		a.links[name] = path.Join(path.Dir(name), header.Linkname)
+		a.links[name] = path.Join(path.Dir(name), header.Linkname) //nolint:gosec // a name in the archive; nothing is unpacked
 	case tar.TypeLink:
 		a.links[name] = strings.TrimPrefix(header.Linkname, "./")
 	default:

@@ -144,7 +144,8 @@ func TestLookGoesByTheNewestVerdict(t *testing.T) {
 	b.now = b.now.Add(time.Hour)
 	last := kiln.Verdict{Image: image(), Outcome: kiln.OutcomeFail, Gate: gate, At: b.now, Findings: []kiln.Finding{
 		{ID: "A-1", Kind: kiln.FindingVulnerability, PURL: "pkg:npm/x@1", State: kiln.FindingNotAffected, Reason: "never called"},
-		{ID: "lint/shell", Kind: kiln.FindingLint, Path: "/bin/sh"}, {ID: "lint/pin", Kind: kiln.FindingLint},
+		{ID: "lint/shell", Kind: kiln.FindingLint, Path: "/bin/sh"},
+		{ID: "lint/pin", Kind: kiln.FindingLint},
 	}}
 	if err := b.Attest(t.Context(), image(), TypeVerdict, last); err != nil {
 		t.Fatal(err)

@@ -109,7 +109,7 @@ func (l *lister) header(h *tar.Header) {
 	}
 	l.left--
 	layer.Entries = append(layer.Entries, kiln.LayerEntry{
-		Path: h.Name, Type: kindOf(h), Mode: fs.FileMode(h.Mode & 0o7777), UID: h.Uid, GID: h.Gid, Size: h.Size, //nolint:gosec // masked
+		Path: h.Name, Type: kindOf(h), Mode: fs.FileMode(h.Mode & 0o7777), UID: h.Uid, GID: h.Gid, Size: h.Size,
 		ModTime: h.ModTime.UTC(), Link: h.Linkname,
 	})
 }

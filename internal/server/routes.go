@@ -34,7 +34,7 @@ type parameter struct {
 
 // routes is every endpoint of the API.
 func (a *api) routes() []route {
-	return slices.Concat(a.looking(), a.looks(), a.changing(), a.databases())
+	return slices.Concat(a.looking(), a.looks(), a.inspecting(), a.changing(), a.administering(), a.databases())
 }
 
 func (a *api) looking() []route {
@@ -93,6 +93,12 @@ func (a *api) looking() []route {
 			},
 			result: struct{}{}, frames: true, handle: a.stream(a.logs),
 		},
+	}
+}
+
+// inspecting is what is asked about the control plane itself.
+func (a *api) inspecting() []route {
+	return []route{
 		{
 			method: "GET", path: "/v1/config", role: kiln.RoleAdmin, summary: "The configuration in effect",
 			result: Settings{}, handle: a.answer(a.settings),
@@ -150,6 +156,12 @@ func (a *api) changing() []route {
 			method: "POST", path: "/v1/down", role: kiln.RoleDeploy, summary: "End an environment",
 			body: control.DownRequest{}, result: struct{}{}, frames: true, handle: a.stream(a.down),
 		},
+	}
+}
+
+// administering is what changes the control plane itself.
+func (a *api) administering() []route {
+	return []route{
 		{
 			method: "POST", path: "/v1/backup", role: kiln.RoleAdmin, summary: "All that cannot be made anew, as one file",
 			body: BackupRequest{}, formats: []string{typeBackup}, handle: a.backup,

@@ -134,7 +134,7 @@ func TestImageThatIsNotWhole(t *testing.T) {
 			check(t, err)
 			return kiln.Digest(desc.Digest)
 		}, "neither the manifest"},
-		"an index that names what is not there": {func(s *Store, _ kiln.Digest, m ocispec.Manifest) kiln.Digest {
+		"an index that names what is not there": {func(s *Store, _ kiln.Digest, _ ocispec.Manifest) kiln.Digest {
 			gone := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: "sha256:" + "00000000000000000000000000000000000000000000000000000000000000ff", Size: 1}
 			return kiln.Digest(putIndex(t, s, gone).Digest)
 		}, "is not there"},

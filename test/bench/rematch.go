@@ -110,7 +110,7 @@ func records(b *bench) advisory.Source {
 
 // inventoried are images of a store with signed inventories.
 func inventoried(ctx context.Context, b *bench, dir string) ([]kiln.Digest, *sign.Signer) {
-	s, err := store.Open(filepath.Join(dir, "store"))
+	s, err := store.Open(filepath.Join(dir, "store")) //nolint:contextcheck // a look at small local files
 	if err != nil {
 		b.Fatalf("%v", err)
 	}
