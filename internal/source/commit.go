@@ -141,6 +141,9 @@ func parseObject(line string) (object, error) {
 	if err := checkName(name); err != nil {
 		return object{}, err
 	}
+	if slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return strings.EqualFold(part, ".git") }) {
+		return object{}, kiln.Errorf(kiln.CodeRefused, "remove it", "the commit has a %s, which is git's own", name)
+	}
 	o := object{entry: kiln.TreeEntry{Path: name}, id: fields[2]}
 	switch fields[0] {
 	case "040000", "160000":

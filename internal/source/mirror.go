@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/durable"
 )
@@ -128,7 +126,7 @@ func (m *Mirror) Fetch(ctx context.Context) (map[string]string, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case size > m.o.MaxBytes, fetching != nil && strings.Contains(m.said(fetching), fmt.Sprintf("signal %d", unix.SIGXFSZ)):
+	case size >= m.o.MaxBytes: // or git was ended at the bound
 		return nil, errors.Join(m.tooLarge(), os.RemoveAll(m.path(mirrorDir)))
 	case fetching != nil:
 		return nil, m.explain(ctx, fetching)
@@ -169,7 +167,7 @@ func isCommit(s string) bool {
 }
 
 // tidy removes what a git that was killed left in the mirror, and returns the
-// mirror's size in bytes.
+// size in bytes that the mirror had.
 func (m *Mirror) tidy() (size int64, err error) {
 	root, err := os.OpenRoot(m.path(mirrorDir)) // whoever git runs as could put a link into it
 	if err != nil {
@@ -177,16 +175,17 @@ func (m *Mirror) tidy() (size int64, err error) {
 	}
 	defer func() { _ = root.Close() }()
 	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !d.Type().IsRegular() {
 			return nil
-		case err != nil:
-			return err
-		case d.Type().IsRegular() && (strings.HasSuffix(name, ".lock") || strings.HasPrefix(name, "objects/") && strings.HasPrefix(d.Name(), "tmp_")):
-			return root.Remove(name)
 		}
-		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+		if err != nil {
+			return err
+		}
+		if info, err := d.Info(); err == nil {
 			size += info.Size()
+		}
+		if strings.HasSuffix(name, ".lock") || strings.HasPrefix(name, "objects/") && strings.HasPrefix(d.Name(), "tmp_") {
+			return root.Remove(name)
 		}
 		return nil
 	})
@@ -238,7 +237,7 @@ func (m *Mirror) key(secret []byte) (environment []string, done func(), err erro
 	}
 	ssh := "ssh -F none -i '" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 	for _, option := range []string{
-		"BatchMode=yes", "IdentitiesOnly=yes", "IdentityAgent=none", "StrictHostKeyChecking=yes", "UserKnownHostsFile=none", "ForwardAgent=no",
+		"BatchMode=yes", "IdentitiesOnly=yes", "IdentityAgent=none", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/dev/null", "ForwardAgent=no",
 		"ClearAllForwardings=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4",
 	} {
 		ssh += " -o " + option

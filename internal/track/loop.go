@@ -180,7 +180,7 @@ func (l *loop) read(ctx context.Context, name string, b *branch) error {
 	case err != nil:
 		return l.unreadable(ctx, name, b, err)
 	}
-	b.Read, b.Pending = true, environments
+	b.Read, b.Pending = true, slices.Clone(environments)
 	return l.save()
 }
 
