@@ -99,8 +99,10 @@ func (m *Mirror) create(ctx context.Context) error {
 			return fmt.Errorf("make a mirror: %w", err)
 		}
 	}
-	_, err := m.ask(ctx, nil, "init", "--quiet", "--bare", "--template=", dir)
-	return err
+	if _, err := m.ask(ctx, nil, "init", "--quiet", "--bare", "--template=", dir); err != nil {
+		return m.explain(ctx, err)
+	}
+	return nil
 }
 
 // Fetch makes the branches of the mirror those of the repository, and returns
@@ -270,6 +272,7 @@ func remedies() []remedy {
 	const unsound = "the repository has objects that are not sound: git fsck in a clone names them"
 	return []remedy{
 		{"Host key verification failed", "compare the host's key with what its operator publishes, then: ssh-keyscan HOST >> /etc/ssh/ssh_known_hosts"},
+		{"cannot mkdir", "the user that git runs as must be able to pass through the folders above the data directory: chmod o+x them"},
 		{"No user exists for uid", "ssh needs an account: useradd --system --no-create-home --shell /usr/sbin/nologin kiln-source, and then start kilnd again"},
 		{"could not read Username", "the repository wants a token that may read it: put one into a file, and name that in credentials"},
 		{"Authentication failed", "look whether the token is valid and may read the repository"},

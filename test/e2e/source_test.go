@@ -32,6 +32,9 @@ func newPushed(t *testing.T, r *rig.Rig) pushed {
 	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // git reads it as another user
 		t.Fatal(err)
 	}
+	if err := os.Chmod(filepath.Dir(r.Data), 0o711); err != nil { //nolint:gosec // see above
+		t.Fatal(err)
+	}
 	p := pushed{t, r, filepath.Join(dir, "shop.git")}
 	p.git("init", "-q", "--bare", "-b", "main", p.bare)
 	p.git("init", "-q", "-b", "main")
