@@ -75,6 +75,8 @@ func forbidden(f file, imported string) string {
 		return adapterImports(f, own)
 	case f.pkg == "control":
 		return only(own, "control asks through interfaces that it declares", append(pure(), "control")...)
+	case f.pkg == "track":
+		return only(own, "it decides when to bring up what; how repositories and definitions are read is handed to it", "control", "track", "durable")
 	case f.pkg == "server":
 		return only(own, "the API knows control's types and nothing behind them", "control", "server", "durable")
 	case f.pkg == "cli":
@@ -237,6 +239,8 @@ func TestRulesBite(t *testing.T) {
 		{file{path: "internal/local/a.go", pkg: "local"}, own("kilntest"), true},
 		{file{path: "test/rig/rig.go"}, own("kilntest"), false},
 		{file{path: "internal/control/a.go", pkg: "control"}, own("store"), true},
+		{file{path: "internal/track/a.go", pkg: "track"}, own("source"), true},
+		{file{path: "internal/track/a.go", pkg: "track"}, own("control"), false},
 		{file{path: "internal/server/a.go", pkg: "server"}, own("control"), false},
 		{file{path: "internal/server/a.go", pkg: "server"}, own("ledger"), true},
 		{file{path: "internal/cli/a.go", pkg: "cli"}, own("bake"), true},

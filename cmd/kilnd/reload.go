@@ -76,6 +76,7 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	move.Take()
 	p.certs = certs
 	p.baker.SetMirrors(mirrors(next.file.Registries))
+	p.tracker.Set(followed(next.file.Sources))
 	p.control.SetStorageMax(next.storageMax)
 	p.history.set(next.keepEvents)
 	if err := p.engine.SetLogBytes(next.logBytes); err != nil {

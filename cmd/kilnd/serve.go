@@ -38,6 +38,7 @@ import (
 	"github.com/kilnproject/kiln/internal/store"
 	"github.com/kilnproject/kiln/internal/systemd"
 	"github.com/kilnproject/kiln/internal/tracing"
+	"github.com/kilnproject/kiln/internal/track"
 )
 
 // answerGrace is how long requests may go on once kilnd was told to end.
@@ -101,6 +102,7 @@ type plane struct {
 	listeners *metrics.Listeners
 	tracer    *tracing.Tracer
 	notifier  *notify.Notifier
+	tracker   *track.Tracker
 
 	program string          // the kiln executable
 	workers confine.Program // for what needs no privileges
@@ -150,12 +152,14 @@ func (p *plane) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.openTracker()
 	p.control = control.New(control.Options{
 		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Examiner: examiner, Locks: p.signer.Records("lock"),
 		Looker: p.prover, Images: p.store, Advisories: p.database.Status, Observer: watching,
 		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
 		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
+		Problems: p.tracker.Problems,
 	})
 	p.openNotifier()
 	return p.openRegistry()
@@ -307,6 +311,7 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 	group.Go(func() error { return p.keeper.guard(ctx, p.keep, &p.stopping) })
 	group.Go(func() error { return p.reserve.run(ctx) })
 	group.Go(func() error { return p.notifier.Run(ctx) })
+	group.Go(func() error { return p.tracker.Run(ctx) })
 	group.Go(func() error { p.ledger.Tend(ctx, p.history.care(p.log)); return nil })
 	group.Go(func() error { return p.reloadOnSignal(ctx, again) })
 	group.Go(func() error { return p.registry.Run(ctx) })

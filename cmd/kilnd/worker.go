@@ -31,11 +31,23 @@ func inspectors(program, kilnd string) confine.Program { return launched(program
 
 // launched is the command that becomes the reader and then a worker.
 func launched(program, worker string) confine.Program {
-	uid, gid := strconv.Itoa(readerID), strconv.Itoa(readerID)
-	if u, err := user.Lookup(readerUser); err == nil && u.Uid != "0" && u.Gid != "0" {
-		uid, gid = u.Uid, u.Gid
+	uid, gid := unprivileged(readerUser, readerID)
+	return confine.Program{program, "launch", strconv.Itoa(uid), strconv.Itoa(gid), worker, "work"}
+}
+
+// unprivileged is a user and its group: that of a name where there is one,
+// otherwise a number.
+func unprivileged(name string, otherwise int) (uid, gid int) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return otherwise, otherwise
 	}
-	return confine.Program{program, "launch", uid, gid, worker, "work"}
+	uid, uerr := strconv.Atoi(u.Uid)
+	gid, gerr := strconv.Atoi(u.Gid)
+	if uerr != nil || gerr != nil || uid <= 0 || gid <= 0 {
+		return otherwise, otherwise
+	}
+	return uid, gid
 }
 
 // runWork does one task on open files; kilnd starts it, without privileges.

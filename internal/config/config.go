@@ -45,6 +45,20 @@ type Config struct {
 	// Registries are those of others, by host.
 	Registries []Registry
 	Signing    Signing
+	Sources    []Source // by name
+}
+
+// Source is a repository that is followed.
+type Source struct {
+	Name       string
+	Repository string
+	// Protocol is how it is reached: "https", "ssh", or "file" for a path.
+	Protocol string
+	Folder   string // of the definition, a slash path; "." is the root
+	Interval time.Duration
+	// CredentialsFile has a token or a private key; Secret reads it. Empty is
+	// none.
+	CredentialsFile string
 }
 
 // Registry is how images of a registry of others are pulled.

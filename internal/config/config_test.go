@@ -184,7 +184,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		"traces {\n  endpoint = \"collector:4318\"\n}":                                                                                                          `is not a URL`,
 		"traces {\n  endpoint = \"http://192.0.2.1:4318\"\n}":                                                                                                   `Traces in the clear`,
 		"listen {\n  metrics = [\"0.0.0.0:9464\"]\n}":                                                                                                           `Metrics for anybody: Whoever reaches 0.0.0.0:9464`,
-		"track {\n}":     `Not supported yet`,
+		"track {\n}":     `track`,
 		"listen {":       `kilnd.hcl:1`,
 		"<<<<<<< HEAD\n": `Unresolved merge conflict`,
 	} {

@@ -52,6 +52,14 @@ func (r *reader) checkFiles(c Config) {
 	if r.single("signing") != nil {
 		r.checkSigning(c.Signing)
 	}
+	for _, b := range r.blocks("source") {
+		d := r.decoder(b.Body)
+		if _, file, ok := d.Text("credentials"); ok {
+			if _, err := Secret(file); err != nil {
+				r.file(d.At("credentials"), err)
+			}
+		}
+	}
 	if c.Traces.HeadersFile != "" {
 		if _, err := Headers(c.Traces.HeadersFile); err != nil {
 			r.file(r.single("traces").At("headers_file"), err)

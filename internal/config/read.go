@@ -49,7 +49,7 @@ func (r *reader) read() Config {
 		return Config{}
 	}
 	hclfile.Check(r.body, rootSchema(), badName, r.report)
-	for _, kind := range []string{"token", "notify", "registry"} {
+	for _, kind := range []string{"token", "notify", "registry", "source"} {
 		hclfile.CheckUnique(kind, r.blocks(kind), r.report)
 	}
 	c := Config{Path: r.name, Digest: kiln.DigestOf(r.src), Data: r.data()}
@@ -75,7 +75,7 @@ func (r *reader) read() Config {
 	if d := r.single("signing"); d != nil {
 		c.Signing = r.signing(d)
 	}
-	c.Tokens, c.Notify, c.Registries = r.tokens(), r.notifications(), r.registries()
+	c.Tokens, c.Notify, c.Registries, c.Sources = r.tokens(), r.notifications(), r.registries(), r.sources()
 	r.checkTogether(c)
 	return c
 }
@@ -442,8 +442,8 @@ func (r *reader) registries() []Registry {
 	return out
 }
 
-// badName returns what is wrong with the name of a token or a notification, or
-// with the host of a registry.
+// badName returns what is wrong with the name of a token, a notification or a
+// source, or with the host of a registry.
 func badName(kind, name string) string {
 	if kind == "registry" {
 		if len(name) > 255 || !registryHost.MatchString(name) {

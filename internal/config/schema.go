@@ -8,12 +8,11 @@ const addresses = "`ADDRESS:PORT` or `:PORT`"
 // rootSchema is the whole language. It is built anew by every call.
 func rootSchema() *hclfile.Block {
 	return &hclfile.Block{
-		Name: "file", Later: []string{"track", "source"},
-		Doc: "The file as a whole.",
+		Name: "file", Doc: "The file as a whole.",
 		Arguments: []hclfile.Argument{
 			{Name: "data", Type: "string", Default: "`\"/var/lib/kiln\"`", Range: "absolute path", Doc: "The data directory. It cannot change while the control plane runs, and a file inside of a data directory does not say it."},
 		},
-		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock(), signingBlock()},
+		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock(), signingBlock(), sourceBlock()},
 	}
 }
 
@@ -99,6 +98,18 @@ func registryBlock() hclfile.Block {
 		Name: "registry", Labels: []string{"host"}, Doc: "How images of a registry of others are pulled, such as `registry \"docker.io\"`. Credentials are not here: they are in the Docker configuration of the user that kilnd runs as.",
 		Arguments: []hclfile.Argument{
 			{Name: "mirrors", Type: "list of strings", Required: true, Range: "`HOST`, `HOST:PORT`, either with a path behind it", Doc: "Registries that are asked before it, in this order. One that fails, or has not the image, is passed over."},
+		},
+	}
+}
+
+func sourceBlock() hclfile.Block {
+	return hclfile.Block{
+		Name: "source", Labels: []string{"name"}, Doc: "A Git repository that is followed: what its branches' definitions say is brought up in the environments that name the branch. In the ledger it is the actor `source NAME`.",
+		Arguments: []hclfile.Argument{
+			{Name: "repository", Type: "string", Required: true, Range: "`https://HOST/PATH`, `ssh://USER@HOST/PATH`, `USER@HOST:PATH`, or an absolute path on this machine", Doc: "Where it is fetched from. No password: that is in `credentials`."},
+			{Name: "folder", Type: "string", Default: "`\".\"`", Range: "slash path below the repository's root", Doc: "Where in it the definition is."},
+			{Name: "interval", Type: "duration", Default: "`\"1m\"`", Range: "10s to 24h", Doc: "How long after one look the next one follows. After failures it is longer, up to 15 minutes."},
+			{Name: "credentials", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "For https a token: the password of the user `git`, or `USER:TOKEN`. For ssh a private key without a passphrase. It is read anew for every look."},
 		},
 	}
 }

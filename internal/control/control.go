@@ -37,7 +37,8 @@ type Control struct {
 	now      func() time.Time
 	faults   Faults
 
-	observer Observer // nil for none
+	observer Observer        // nil for none
+	others   func() []string // problems of other parts
 
 	restored chan struct{} // closed once Run has restored
 	begun    time.Time
@@ -74,7 +75,7 @@ func New(o Options) *Control {
 	c := &Control{
 		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, locks: o.Locks, looker: o.Looker, images: o.Images, advise: o.Advisories, engine: o.Engine, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
-		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer,
+		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer, others: o.Problems,
 		restored:     make(chan struct{}),
 		environments: map[string]*environment{},
 		known:        map[string]kiln.Instance{},

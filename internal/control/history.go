@@ -33,6 +33,9 @@ func (c *Control) problems() []string {
 	if len(faults) > 0 {
 		out = append(out, "what runs goes on; changes are refused until the ledger is restored, or accepted as it is: kiln ledger verify, kiln ledger accept")
 	}
+	if c.others != nil {
+		out = append(out, c.others()...)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.unrecorded != "" && len(faults) == 0 {

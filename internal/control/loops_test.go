@@ -292,3 +292,14 @@ func TestABoundOfStorageHoldsAtOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestProblemsOfOtherPartsAreInTheStatus(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.others = func() []string { return []string{"source shop: no route"} }
+		s, err := b.Status(t.Context())
+		check(t, err)
+		if !slices.Equal(s.Problems, []string{"source shop: no route"}) {
+			t.Errorf("problems: %q", s.Problems)
+		}
+	})
+}

@@ -11,7 +11,8 @@ import (
 )
 
 // Options are what a Control works with. All but Prover, Examiner, Locks, Looker,
-// Images, Advisories, Faults, Observer, Storage, Now and PublicURL must be set.
+// Images, Advisories, Faults, Observer, Problems, Storage, Now and PublicURL must be
+// set.
 type Options struct {
 	Ledger Ledger
 	Store  Store
@@ -43,6 +44,9 @@ type Options struct {
 	Faults Faults
 	// Observer is told of work while it is done; nil tells nobody.
 	Observer Observer
+	// Problems are sentences of other parts about what is not as it should be;
+	// nil is none. They come with the status.
+	Problems func() []string
 }
 
 // Ledger is the history. Implementations are safe for concurrent use; what a

@@ -27,6 +27,8 @@ const (
 	GatewayUser = "kiln-gateway"
 	// ReaderUser is who reads what strangers wrote.
 	ReaderUser = "kiln-reader"
+	// SourceUser is who fetches repositories.
+	SourceUser = "kiln-source"
 )
 
 // The units of an installation.
@@ -113,6 +115,7 @@ func Items(o Options) []Item {
 		{Kind: KindGroup, Name: GroupName, What: "its members may use the API, which is as powerful as root"},
 		{Kind: KindUser, Name: GatewayUser, What: "the gateway runs as it"},
 		{Kind: KindUser, Name: ReaderUser, What: "what reads strangers' input runs as it"},
+		{Kind: KindUser, Name: SourceUser, What: "git fetches tracked repositories as it"},
 		{Kind: KindFolder, Name: o.Data, What: "the data directory", Mode: 0o711},
 		{Kind: KindFolder, Name: ConfigDir, What: "the configuration's folder", Mode: 0o750, Group: GroupName},
 		{Kind: KindFile, Name: ConfigFile, What: "the configuration, all of it comments", Mode: 0o640, Group: GroupName, Text: defaultConfig(o), Yours: true},

@@ -3,6 +3,7 @@ package spec
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -228,22 +229,50 @@ func MatchesBranch(e kiln.Environment, branch string) bool {
 	})
 }
 
-// EnvironmentFor returns the environment that a branch deploys to: the one
-// bound to it, else the first by name with a pattern that matches, with its
-// name derived and bound to the branch.
-func EnvironmentFor(declared []kiln.Environment, branch string) (kiln.Environment, bool) {
+// Following reads which environments of the definition in the root of fsys a
+// branch is brought up in: all that are bound to it; where there is none, the
+// first by name with a pattern that matches, with its name derived and bound to
+// the branch. One that names no branch follows none. Errors are those of Load.
+func Following(fsys fs.FS, branch string) ([]kiln.Environment, error) {
+	l := newLoader(fsys, Options{Branch: branch})
+	declared, there := l.declared()
+	if l.report.Failed() {
+		return nil, invalid(l.report.List())
+	}
+	if !there {
+		return nil, noDefinition()
+	}
+	return following(declared, branch), nil
+}
+
+// declared reads the environments alone.
+func (l *loader) declared() (out []kiln.Environment, there bool) {
+	defer recovered(l.report, hcl.Range{})
+	l.doc = readDocument(l.files, l.report)
+	if l.doc == nil || l.doc.broken {
+		return nil, l.doc != nil
+	}
+	l.scope = newScope(l.doc, l.files, l.report)
+	for _, e := range l.environments() {
+		out = append(out, e.Environment)
+	}
+	return out, true
+}
+
+func following(declared []kiln.Environment, branch string) []kiln.Environment {
+	var out []kiln.Environment
 	for _, e := range declared {
 		if len(e.Branches) == 0 && MatchesBranch(e, branch) {
-			return e, true
+			out = append(out, e)
 		}
 	}
 	for _, e := range declared {
-		if len(e.Branches) > 0 && MatchesBranch(e, branch) {
+		if len(out) == 0 && len(e.Branches) > 0 && MatchesBranch(e, branch) {
 			e.Name, e.Branch = Derived(e.Name, branch), branch
-			return e, true
+			out = append(out, e)
 		}
 	}
-	return kiln.Environment{}, false
+	return out
 }
 
 // Derived is the name of the environment of one branch: "preview-feature-x"

@@ -61,10 +61,14 @@ func Load(fsys fs.FS, opt Options) (*Definition, error) {
 		return nil, invalid(diags)
 	}
 	if def == nil {
-		return nil, kiln.Errorf(kiln.CodeNotFound, "write one with `kiln init`", "there is no definition here: no *.hcl file")
+		return nil, noDefinition()
 	}
 	def.Warnings = diags
 	return def, nil
+}
+
+func noDefinition() error {
+	return kiln.Errorf(kiln.CodeNotFound, "write one with `kiln init`", "there is no definition here: no *.hcl file")
 }
 
 func invalid(diags kiln.Diagnostics) *kiln.Error { return hclfile.Invalid("the definition", diags) }

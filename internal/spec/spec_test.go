@@ -79,13 +79,35 @@ func TestEnvironments(t *testing.T) {
 	}
 }
 
-func TestEnvironmentFor(t *testing.T) {
-	declared := load(t, environments, spec.Options{}).Spec.Environments
-	for branch, want := range map[string]string{"main": "production", "feature/x": "preview-feature-x", "fix-1": "preview-fix-1-" /* and hash */, "other": "", "": ""} {
-		e, ok := spec.EnvironmentFor(declared, branch)
-		if ok != (want != "") || !strings.HasPrefix(e.Name, want) || ok && e.Branch != branch {
-			t.Errorf("%q: got %+v %v", branch, e, ok)
+func TestFollowing(t *testing.T) {
+	follow := func(text, branch string) ([]string, error) {
+		found, err := spec.Following(fstest.MapFS{"kiln.hcl": {Data: []byte(text)}}, branch)
+		var names []string
+		for _, e := range found {
+			if e.Branch != branch {
+				t.Errorf("%q: %+v", branch, e)
+			}
+			names = append(names, e.Name)
 		}
+		return names, err
+	}
+	both := environments + `
+environment "canary" { branch = "main" }
+environment "any" { branches = ["*"] }
+environment "none" {}
+`
+	for branch, want := range map[string]string{
+		"main": "canary production", "feature/x": "preview-feature-x", "other": "any-other", "a/b/c": "", "": "",
+	} {
+		if got, err := follow(both, branch); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%q: got %v %v, want %s", branch, got, err, want)
+		}
+	}
+	if _, err := follow("environment {", "main"); !errors.Is(err, kiln.ErrInvalid) {
+		t.Errorf("a definition that does not parse: %v", err)
+	}
+	if _, err := spec.Following(fstest.MapFS{"README": {}}, "main"); !errors.Is(err, kiln.ErrNotFound) {
+		t.Errorf("no definition: %v", err)
 	}
 }
 
