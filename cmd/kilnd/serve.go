@@ -221,7 +221,12 @@ func (p *plane) openSigner(ctx context.Context) (err error) {
 	if p.signer, err = sign.New(o); err != nil {
 		return err
 	}
-	return p.reserve.write(ctx, func() error { return p.grandfather(ctx) })
+	// What stands in its way, such as a signing command that is out of reach, is
+	// no reason not to serve: what runs goes on, and the next start tries again.
+	if err := p.reserve.write(ctx, func() error { return p.grandfather(ctx) }); err != nil {
+		p.log.Error("releases of an earlier version are not signed: their instances cannot be replaced", "error", err)
+	}
+	return nil
 }
 
 func (p *plane) openSeals(context.Context) (err error) {

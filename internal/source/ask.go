@@ -136,7 +136,7 @@ func (m *Mirror) command(ctx context.Context, environment, args []string) *exec.
 // at once more.
 func (m *Mirror) confine(pid int) {
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("500"), 0)
-	for resource, most := range map[int]uint64{unix.RLIMIT_FSIZE: uint64(m.o.MaxBytes), unix.RLIMIT_CPU: maxSeconds, unix.RLIMIT_CORE: 0} { //nolint:gosec // a bound, and positive
+	for resource, most := range map[int]uint64{unix.RLIMIT_FSIZE: uint64(m.o.MaxBytes), unix.RLIMIT_CPU: maxSeconds, unix.RLIMIT_CORE: 0} {
 		_ = unix.Prlimit(pid, resource, &unix.Rlimit{Cur: most, Max: most}, nil)
 	}
 }

@@ -70,7 +70,7 @@ type Mirror struct {
 func OpenMirror(ctx context.Context, o MirrorOptions) (*Mirror, error) {
 	o.MaxBytes = cmp.Or(o.MaxBytes, defaultMaxMirror)
 	m := &Mirror{o: o}
-	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil { //nolint:gosec // git passes through it as another user
 		return nil, fmt.Errorf("make the folder of a mirror: %w", err)
 	}
 	// A key that a control plane left that was killed.

@@ -65,8 +65,12 @@ func TestPause(t *testing.T) {
 		failures int
 		want     time.Duration
 	}{
-		{time.Minute, 0, time.Minute}, {time.Minute, 1, 2 * time.Minute}, {time.Minute, 5, 15 * time.Minute},
-		{time.Minute, 1 << 30, 15 * time.Minute}, {time.Hour, 3, time.Hour}, {10 * time.Second, 2, 40 * time.Second},
+		{time.Minute, 0, time.Minute},
+		{time.Minute, 1, 2 * time.Minute},
+		{time.Minute, 5, 15 * time.Minute},
+		{time.Minute, 1 << 30, 15 * time.Minute},
+		{time.Hour, 3, time.Hour},
+		{10 * time.Second, 2, 40 * time.Second},
 	} {
 		if got := pause(c.interval, c.failures); got != c.want {
 			t.Errorf("%v after %d failures: %v, want %v", c.interval, c.failures, got, c.want)

@@ -29,10 +29,10 @@ func newPushed(t *testing.T, r *rig.Rig) pushed {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // git reads it as another user
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(filepath.Dir(r.Data), 0o711); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(filepath.Dir(r.Data), 0o711); err != nil {
 		t.Fatal(err)
 	}
 	p := pushed{t, r, filepath.Join(dir, "shop.git")}
