@@ -76,7 +76,7 @@ func (m *Mirror) read(ctx context.Context, commit string, deep bool, wanted func
 
 // list returns what is wanted of the folder at a commit, by path. It gives up as
 // soon as that is too much: a small repository can hold trees without end.
-func (m *Mirror) list(ctx context.Context, commit string, deep bool, wanted func(object) bool, most int64) ([]object, error) {
+func (m *Mirror) list(ctx context.Context, commit string, deep bool, wanted func(object) bool, most int64) ([]object, error) { //nolint:gocognit // one loop, and its bounds
 	if !isCommit(commit) {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "", "%q is not a commit", commit)
 	}
@@ -97,32 +97,48 @@ func (m *Mirror) list(ctx context.Context, commit string, deep bool, wanted func
 	err := m.stream(ctx, nil, nil, func(r io.Reader) error {
 		lines := bufio.NewReaderSize(r, maxPath+listOverhead)
 		for count := 0; ; count++ {
-			line, err := lines.ReadSlice(0)
-			switch {
-			case errors.Is(err, io.EOF) && len(line) == 0:
+			o, err := readObject(lines)
+			if errors.Is(err, io.EOF) {
 				return nil
-			case errors.Is(err, bufio.ErrBufferFull):
-				return kiln.Errorf(kiln.CodeRefused, "shorten it", "a path in the commit has more than %d bytes", maxPath)
-			case err != nil:
-				return fmt.Errorf("read git's list: %w", err)
-			case count >= defaultMaxEntries:
-				return kiln.Errorf(kiln.CodeRefused, "deploy from a folder with less in it", "the commit has more than %d files and folders", defaultMaxEntries)
 			}
-			o, err := parseObject(string(line[:len(line)-1]))
 			if err != nil {
 				return err
 			}
-			if !wanted(o) {
-				continue
+			if count >= defaultMaxEntries {
+				return tooMuch("%d files and folders", defaultMaxEntries)
 			}
-			if bytesInAll += o.entry.Size; bytesInAll > most {
-				return kiln.Errorf(kiln.CodeRefused, "deploy from a folder with less in it", "the commit's files have more than %d MiB", most>>20)
+			if wanted(o) {
+				bytesInAll += o.entry.Size
+				out = append(out, o)
 			}
-			out = append(out, o)
+			if bytesInAll > most {
+				return tooMuch("%d MiB", most>>20)
+			}
 		}
 	}, append(args, root)...)
 	slices.SortFunc(out, func(a, b object) int { return strings.Compare(a.entry.Path, b.entry.Path) })
 	return out, err
+}
+
+// tooMuch refuses a commit that has more than is read of one.
+func tooMuch(format string, args ...any) error {
+	return kiln.Errorf(kiln.CodeRefused, "deploy from a folder with less in it", "the commit has more than "+format, args...)
+}
+
+// readObject reads the next line of git's list; io.EOF is its end.
+func readObject(lines *bufio.Reader) (object, error) {
+	line, err := lines.ReadSlice(0)
+	switch {
+	case errors.Is(err, io.EOF) && len(line) == 0:
+		return object{}, io.EOF
+	case errors.Is(err, bufio.ErrBufferFull):
+		return object{}, kiln.Errorf(kiln.CodeRefused, "shorten it", "a path in the commit has more than %d bytes", maxPath)
+	case errors.Is(err, io.EOF):
+		return object{}, fmt.Errorf("read git's list: %w", io.ErrUnexpectedEOF)
+	case err != nil:
+		return object{}, fmt.Errorf("read git's list: %w", err)
+	}
+	return parseObject(string(line[:len(line)-1]))
 }
 
 // folderThere says whether a commit has the definition's folder.

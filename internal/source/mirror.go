@@ -237,14 +237,14 @@ func (m *Mirror) key(secret []byte) (environment []string, done func(), err erro
 	if err != nil {
 		return nil, done, fmt.Errorf("hand over the key: %w", err)
 	}
-	ssh := "ssh -F none -i '" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+	command := []string{"ssh -F none -i '" + strings.ReplaceAll(name, "'", `'\''`) + "'"}
 	for _, option := range []string{
 		"BatchMode=yes", "IdentitiesOnly=yes", "IdentityAgent=none", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/dev/null", "ForwardAgent=no",
 		"ClearAllForwardings=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4",
 	} {
-		ssh += " -o " + option
+		command = append(command, "-o "+option)
 	}
-	return []string{"GIT_SSH_COMMAND=" + ssh}, done, nil
+	return []string{"GIT_SSH_COMMAND=" + strings.Join(command, " ")}, done, nil
 }
 
 // explain makes of an error of git's one that says what to do.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 func TestMovesAndWhatIsKept(t *testing.T) {
@@ -172,8 +173,7 @@ func (w *world) run(t *testing.T, d time.Duration) (ups string, problems string)
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- tracker.Run(ctx) }()
-	time.Sleep(d) // of the bubble's clock
-	synctest.Wait()
+	kilntest.Pass(d)
 	problems = strings.Join(tracker.Problems(), "\n")
 	end()
 	if err := <-ended; err != nil {
