@@ -2,7 +2,6 @@ package layout
 
 import (
 	"archive/tar"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -89,7 +88,7 @@ func (a archive) list() error {
 	if _, err := a.tar.ReadAt(magic, 0); err != nil {
 		return errors.New("it is too short for an archive")
 	}
-	if bytes.HasPrefix(magic, []byte{0x1f, 0x8b}) || bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) { // gzip, zstd
+	if packed(magic) {
 		return errors.New("it is packed: unpack it with gunzip or unzstd first")
 	}
 	for r, n := tar.NewReader(a.tar), 0; ; n++ {

@@ -6,6 +6,7 @@
 package layout
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -64,15 +65,34 @@ type file interface {
 	size() int64
 }
 
-// Is says whether a path looks like what Open opens: a regular file, or a folder
-// with an OCI layout.
+// Is says whether a path looks like what Open opens: a file that begins as a tar
+// does, or a folder with an OCI layout. Another file may have an image's name,
+// as the program that it is made of often has.
 func Is(path string) bool {
 	info, err := os.Stat(path)
-	if err != nil || !info.IsDir() {
-		return err == nil && info.Mode().IsRegular()
+	switch {
+	case err != nil:
+		return false
+	case info.IsDir():
+		_, err = os.Lstat(path + "/" + ocispec.ImageLayoutFile)
+		return err == nil
+	case !info.Mode().IsRegular():
+		return false
 	}
-	_, err = os.Lstat(path + "/" + ocispec.ImageLayoutFile)
-	return err == nil
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	head := make([]byte, 262)
+	n, err := f.ReadAt(head, 0)
+	return packed(head[:n]) || err == nil && string(head[257:]) == "ustar" // POSIX.1-1988
+}
+
+// packed says whether a file begins as gzip or zstd do: Open refuses it in
+// words.
+func packed(head []byte) bool {
+	return bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd})
 }
 
 // Open opens a folder or an archive.

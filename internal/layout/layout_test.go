@@ -157,6 +157,13 @@ func TestLayouts(t *testing.T) {
 			t.Errorf("%s is not taken for an image", path)
 		}
 	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Is(program) {
+		t.Error("a program is taken for an image: it may have an image's name")
+	}
 	if Is(t.TempDir()) || Is(filepath.Join(t.TempDir(), "none")) {
 		t.Error("an empty folder, or none, is taken for an image")
 	}
