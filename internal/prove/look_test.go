@@ -2,7 +2,6 @@ package prove
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -11,96 +10,32 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// shelf is a signer that keeps what is attested, and an inspector that counts.
-type shelf struct {
-	signed    map[kiln.Digest]bool
-	said      map[string][]json.RawMessage
-	inspected int
-	writes    int
-}
-
-func (s *shelf) Sign(_ context.Context, m kiln.Digest) error {
-	s.writes++
-	s.signed[m] = true
-	return nil
-}
-
-func (s *shelf) Attest(_ context.Context, m kiln.Digest, kind string, v any) error {
-	s.writes++
-	raw, err := json.Marshal(v)
-	s.said[string(m)+kind] = append(s.said[string(m)+kind], raw)
-	return err
-}
-
-func (s *shelf) Verify(_ context.Context, m kiln.Digest) error {
-	if !s.signed[m] {
-		return errors.New("it is not signed")
-	}
-	return nil
-}
-
-func (s *shelf) Statements(_ context.Context, m kiln.Digest, kind string) ([]json.RawMessage, error) {
-	return s.said[string(m)+kind], nil
-}
-
-func (s *shelf) Has(_ context.Context, m kiln.Digest, kind string) (bool, error) {
-	return len(s.said[string(m)+kind]) > 0, nil
-}
-
-func (s *shelf) AttestOrigin(context.Context, kiln.Image, kiln.Baked, kiln.ProveRequest) error {
-	return nil
-}
-
-func (s *shelf) Inspect(_ context.Context, d kiln.Digest, _ Base) (Inspection, error) {
-	s.inspected++
-	return Inspection{
-		Inventory: kiln.Inventory{Image: d, Packages: []kiln.Package{{Name: "x", PURL: "pkg:npm/x@1"}}},
-		Marks:     []kiln.Finding{{ID: "lint/shell", Kind: kiln.FindingLint, Path: "/bin/sh"}},
-	}, nil
-}
-
-func (s *shelf) Layers(context.Context, kiln.Digest) ([]kiln.Digest, error) { return nil, nil }
-
-func (s *shelf) SBOM(kiln.Inventory) (json.RawMessage, error) { return json.RawMessage(`{}`), nil }
-
-type known struct{ findings []kiln.Finding }
-
-func (k known) Match(context.Context, []kiln.Package) (Asked, error) {
-	return Asked{Findings: k.findings, Database: kiln.DigestOf([]byte("database"))}, nil
-}
-
-func (known) Database() kiln.Digest { return kiln.DigestOf([]byte("database")) }
-
-// bench is a prover whose judge says what it was told.
+// bench is a prover of one image, with a clock.
 type bench struct {
 	*Prover
-	*shelf
-	evidence Evidence
-	gate     kiln.Gate
-	outcome  kiln.Outcome
-	now      time.Time
+	*world
+	now time.Time
 }
 
 func newBench() *bench {
-	b := &bench{
-		shelf:   &shelf{signed: map[kiln.Digest]bool{}, said: map[string][]json.RawMessage{}},
-		outcome: kiln.OutcomePass, now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC),
+	w := newWorld()
+	w.layers[image()] = []kiln.Digest{}
+	w.asked = Asked{Findings: []kiln.Finding{{ID: "A-1", Kind: kiln.FindingVulnerability, PURL: "pkg:npm/x@1"}}, Database: kiln.DigestOf([]byte("database"))}
+	w.scan = func(kiln.GateScanner) ([]kiln.Finding, error) { return nil, errors.New("it is not installed") }
+	b := &bench{world: w, Prover: w.prover(), now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)}
+	b.opt.Now = func() time.Time { return b.now }
+	b.opt.Rules = func(context.Context, kiln.Image, kiln.ProveRequest) ([]kiln.Finding, error) {
+		return []kiln.Finding{{ID: "lint/pin", Kind: kiln.FindingLint}}, nil
 	}
-	b.Prover = New(Options{
-		Inspector: b.shelf, Advisories: known{[]kiln.Finding{{ID: "A-1", Kind: kiln.FindingVulnerability, PURL: "pkg:npm/x@1"}}}, Signer: b.shelf,
-		Judge: func(g kiln.Gate, e Evidence, now time.Time) (kiln.Verdict, error) {
-			b.gate, b.evidence = g, e
-			return kiln.Verdict{Image: e.Inventory.Image, Outcome: b.outcome, Gate: g, At: now, Findings: append(e.Asked.Findings, e.Others...)}, nil
-		},
-		Scan: func(context.Context, kiln.GateScanner, kiln.Digest) ([]kiln.Finding, error) {
-			return nil, errors.New("it is not installed")
-		},
-		Rules: func(context.Context, kiln.Image, kiln.ProveRequest) ([]kiln.Finding, error) {
-			return []kiln.Finding{{ID: "lint/pin", Kind: kiln.FindingLint}}, nil
-		},
-		Now: func() time.Time { return b.now },
-	})
 	return b
+}
+
+// writes is how often something was signed or attested.
+func (b *bench) writes() int { return b.signs + b.attests }
+
+// judged is the gate and the evidence of the last judgement.
+func (b *bench) judged() (kiln.Gate, Evidence) {
+	return b.gates[len(b.gates)-1], b.evidence[len(b.evidence)-1]
 }
 
 func image() kiln.Digest { return kiln.DigestOf([]byte("image")) }
@@ -118,17 +53,17 @@ func TestWhatIsLookedAtMayNotRun(t *testing.T) {
 	if _, err := b.Describe(t.Context(), image()); err != nil {
 		t.Error(err)
 	}
-	if b.writes > 0 {
-		t.Errorf("to look wrote %d times", b.writes)
+	if b.writes() > 0 {
+		t.Errorf("to look wrote %d times", b.writes())
 	}
-	if b.inspected != 1 {
-		t.Errorf("the image was inspected %d times, want once", b.inspected)
+	if len(b.inspected) != 1 {
+		t.Errorf("the image was inspected %d times, want once", len(b.inspected))
 	}
 	if err := b.Admit(t.Context(), image()); err == nil {
 		t.Error("what was only looked at may run")
 	}
-	if b.gate.FailOn != kiln.DefaultGate().FailOn {
-		t.Errorf("it was judged by %+v", b.gate)
+	if g, _ := b.judged(); g.FailOn != kiln.DefaultGate().FailOn {
+		t.Errorf("it was judged by %+v", g)
 	}
 }
 
@@ -150,18 +85,19 @@ func TestLookGoesByTheNewestVerdict(t *testing.T) {
 	if err := b.Attest(t.Context(), image(), TypeVerdict, last); err != nil {
 		t.Fatal(err)
 	}
-	before := b.writes
+	before := b.writes()
 	v, err := b.Look(t.Context(), image(), func(g *kiln.Gate) { g.NoDatabase = kiln.PolicyWarn })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.writes != before || b.inspected != 1 {
-		t.Errorf("to look wrote %d times, and inspected", b.writes-before)
+	if b.writes() != before || len(b.inspected) != 1 {
+		t.Errorf("to look wrote %d times, and inspected", b.writes()-before)
 	}
-	if b.gate.FailOn != kiln.SeverityLow || b.gate.NoDatabase != kiln.PolicyWarn {
-		t.Errorf("it was judged by %+v", b.gate)
+	g, e := b.judged()
+	if g.FailOn != kiln.SeverityLow || g.NoDatabase != kiln.PolicyWarn {
+		t.Errorf("it was judged by %+v", g)
 	}
-	if b.evidence.Scanners["trivy"] == "" {
+	if e.Scanners["trivy"] == "" {
 		t.Error("the gate's scanner was not asked")
 	}
 	var shown []string
@@ -171,7 +107,7 @@ func TestLookGoesByTheNewestVerdict(t *testing.T) {
 	if got := strings.Join(shown, " "); got != "A-1 lint/shell lint/pin" {
 		t.Errorf("found %s", got)
 	}
-	document := string(b.evidence.VEX[recalled])
+	document := string(e.VEX[recalled])
 	for _, word := range []string{"A-1", "pkg:npm/x@1", "never called", "not_affected"} {
 		if !strings.Contains(document, word) {
 			t.Errorf("%s is not in %s", word, document)

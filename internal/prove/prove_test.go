@@ -22,11 +22,13 @@ type world struct {
 	matched   int
 	signed    map[kiln.Digest]bool
 	said      map[kiln.Digest]map[string][]json.RawMessage
+	signs     int
 	attests   int
 	origins   int
 	scan      func(kiln.GateScanner) ([]kiln.Finding, error)
 	outcome   kiln.Outcome
 	evidence  []Evidence
+	gates     []kiln.Gate
 }
 
 func newWorld() *world {
@@ -42,8 +44,11 @@ func (w *world) prover() *Prover {
 		Judge: func(g kiln.Gate, e Evidence, now time.Time) (kiln.Verdict, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.evidence = append(w.evidence, e)
-			return kiln.Verdict{Image: e.Inventory.Image, Outcome: w.outcome, Gate: g, At: now, Database: e.Asked.Database}, nil
+			w.evidence, w.gates = append(w.evidence, e), append(w.gates, g)
+			return kiln.Verdict{
+				Image: e.Inventory.Image, Outcome: w.outcome, Gate: g, At: now, Database: e.Asked.Database,
+				Findings: slices.Concat(e.Asked.Findings, e.Others),
+			}, nil
 		},
 		Scan: func(_ context.Context, s kiln.GateScanner, _ kiln.Digest) ([]kiln.Finding, error) { return w.scan(s) },
 	})
@@ -55,7 +60,7 @@ func (w *world) Inspect(_ context.Context, image kiln.Digest, base Base) (Inspec
 	w.inspected, w.bases = append(w.inspected, image), append(w.bases, base)
 	return Inspection{
 		Inventory: kiln.Inventory{Image: image, Packages: []kiln.Package{{Name: "zlib", Version: "1", Ecosystem: "Debian:12"}}},
-		Marks:     []kiln.Finding{{ID: "lint/shell", Kind: kiln.FindingLint}},
+		Marks:     []kiln.Finding{{ID: "lint/shell", Kind: kiln.FindingLint, Path: "/bin/sh"}},
 	}, nil
 }
 
@@ -82,6 +87,7 @@ func (w *world) Sign(_ context.Context, d kiln.Digest) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.signed[d] = true
+	w.signs++
 	return nil
 }
 
