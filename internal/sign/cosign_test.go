@@ -2,6 +2,8 @@ package sign
 
 import (
 	"encoding/json"
+	"io"
+	"log"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -33,7 +35,7 @@ func (r raw) MediaType() (types.MediaType, error) { return r.at, nil }
 // older signature's tag.
 func serve(t *testing.T, store *shelf, image kiln.Digest) (ref string) {
 	t.Helper()
-	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true)))
+	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
 	repo, err := name.NewRepository(strings.TrimPrefix(server.URL, "http://")+"/app", name.Insecure)
 	check(t, err)
@@ -75,6 +77,9 @@ func TestCosignAccepts(t *testing.T) {
 	mine, others := filepath.Join(dir, "kiln.pub"), filepath.Join(dir, "others.pub")
 	check(t, os.WriteFile(mine, []byte(s.PublicKey()), 0o600))
 	check(t, os.WriteFile(others, []byte(stranger.PublicKey()), 0o600))
+	// One who trusts a key needs no root of a public instance, and no network.
+	root := filepath.Join(dir, "root.json")
+	check(t, os.WriteFile(root, []byte(`{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"}`), 0o600))
 	ref := serve(t, store, image)
 	run := func(key string, args ...string) ([]byte, error) {
 		args = append(args, "--key", key, "--insecure-ignore-tlog=true", "--allow-http-registry", ref)
@@ -83,11 +88,11 @@ func TestCosignAccepts(t *testing.T) {
 		return cmd.CombinedOutput()
 	}
 	for what, args := range map[string][]string{
-		"bundle":     {"verify", "--new-bundle-format"},
+		"bundle":     {"verify", "--new-bundle-format", "--trusted-root", root},
 		"older form": {"verify", "--new-bundle-format=false"},
-		"provenance": {"verify-attestation", "--new-bundle-format", "--type", "slsaprovenance1"},
-		"inventory":  {"verify-attestation", "--new-bundle-format", "--type", "cyclonedx"},
-		"verdict":    {"verify-attestation", "--new-bundle-format", "--type", string(PredicateVerdict)},
+		"provenance": {"verify-attestation", "--new-bundle-format", "--trusted-root", root, "--type", "slsaprovenance1"},
+		"inventory":  {"verify-attestation", "--new-bundle-format", "--trusted-root", root, "--type", "cyclonedx"},
+		"verdict":    {"verify-attestation", "--new-bundle-format", "--trusted-root", root, "--type", string(PredicateVerdict)},
 	} {
 		if out, err := run(mine, args...); err != nil {
 			t.Errorf("%s: %v\n%s", what, err, out)
