@@ -39,6 +39,9 @@ func run(args []string) error {
 			DataDir: args[1], Gateway: []string{self, "gateway"}, Launch: []string{self, "launch"}, Log: log,
 		})
 	case "gateway":
+		if err := keep.AwaitTurn(os.Stdin); err != nil {
+			return nil //nolint:nilerr // the keeper ended, or needs it no more
+		}
 		return gateway.Run(context.Background(), gateway.Options{Dir: ".", Log: log})
 	default:
 		return keep.Launch(args[1:])
