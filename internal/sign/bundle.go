@@ -154,7 +154,8 @@ func (k *keys) seal(ctx context.Context, payload []byte) ([]byte, error) {
 type dsseSigner struct{ keys *keys }
 
 func (s dsseSigner) Sign(_ context.Context, data []byte) ([]byte, error) { return s.keys.sign(data) }
-func (s dsseSigner) KeyID() (string, error)                              { return s.keys.active().ID, nil }
+
+func (s dsseSigner) KeyID() (string, error) { return s.keys.active().ID, nil }
 
 // dsseVerifier is one trusted key, for package dsse. It has no id there: ids are
 // not signed, and decide nothing.
