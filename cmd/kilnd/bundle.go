@@ -3,10 +3,7 @@ package main
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +18,7 @@ import (
 	"github.com/kilnproject/kiln/internal/advisory"
 	"github.com/kilnproject/kiln/internal/cli"
 	"github.com/kilnproject/kiln/internal/durable"
+	"github.com/kilnproject/kiln/internal/sign"
 )
 
 // runDatabase is "kilnd database bundle", which kiln db bundle runs: it needs no
@@ -130,20 +128,9 @@ func privateKey(file string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, kiln.Errorf(kiln.CodeInvalid, hint, "read the key: %w", err)
 	}
-	block, rest := pem.Decode(text)
-	if block != nil && block.Type == "EC PARAMETERS" {
-		block, _ = pem.Decode(rest)
+	key, err := sign.ParsePrivate(text, nil)
+	if err != nil {
+		return nil, kiln.Errorf(kiln.CodeInvalid, hint, "read the key %s: %w", file, err)
 	}
-	if block == nil {
-		return nil, kiln.Errorf(kiln.CodeInvalid, hint, "%s has no private key in PEM", file)
-	}
-	if key, err := x509.ParseECPrivateKey(block.Bytes); err == nil && key.Curve == elliptic.P256() {
-		return key, nil
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	ec, ok := key.(*ecdsa.PrivateKey)
-	if err != nil || !ok || ec.Curve != elliptic.P256() {
-		return nil, kiln.Errorf(kiln.CodeInvalid, hint, "%s is not an ECDSA key on the curve P-256, without a password", file)
-	}
-	return ec, nil
+	return key, nil
 }

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +19,7 @@ import (
 	"github.com/kilnproject/kiln/internal/durable"
 	"github.com/kilnproject/kiln/internal/scan"
 	"github.com/kilnproject/kiln/internal/server"
+	"github.com/kilnproject/kiln/internal/sign"
 )
 
 // maxImport bounds a file that is imported, in bytes.
@@ -187,17 +186,11 @@ func publicKey(text string) (*ecdsa.PublicKey, error) {
 	if text == "" {
 		return nil, nil //nolint:nilnil // there need be none
 	}
-	const hint = "openssl pkey -in KEY -pubout makes it"
-	block, _ := pem.Decode([]byte(text))
-	if block == nil || block.Type != "PUBLIC KEY" {
-		return nil, kiln.Errorf(kiln.CodeInvalid, hint, "the key is not a public key in PEM")
+	key, err := sign.ParsePublic([]byte(text))
+	if err != nil {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "openssl pkey -in KEY -pubout makes it", "read the key of the bundle: %w", err)
 	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
-	ec, ok := key.(*ecdsa.PublicKey)
-	if err != nil || !ok {
-		return nil, kiln.Errorf(kiln.CodeInvalid, hint, "the key is not an ECDSA key on the curve P-256")
-	}
-	return ec, nil
+	return key, nil
 }
 
 // describe writes what is in an image for others.

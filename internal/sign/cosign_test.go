@@ -119,7 +119,7 @@ func TestVerifiersWithIDsOfTheirOwn(t *testing.T) {
 		Envelope dsse.Envelope `json:"dsseEnvelope"`
 	}
 	check(t, json.Unmarshal(store.bundles(t, image)[PredicateSignature], &b))
-	key, err := parsePublic([]byte(s.PublicKey()))
+	key, err := ParsePublic([]byte(s.PublicKey()))
 	check(t, err)
 	verifier, err := dsse.NewEnvelopeVerifier(peer{dsseVerifier{key}})
 	check(t, err)

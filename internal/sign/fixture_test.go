@@ -42,7 +42,7 @@ func signForATest(how, keyFile string) int {
 	if err != nil {
 		return 1
 	}
-	key, err := parsePrivate(text, nil)
+	key, err := ParsePrivate(text, nil)
 	if err != nil {
 		return 1
 	}

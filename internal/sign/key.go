@@ -90,8 +90,9 @@ func describe(key *ecdsa.PublicKey) (id, text string, err error) {
 	return hex.EncodeToString(sum[:]), string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), nil
 }
 
-// parsePublic reads a public key in PEM. What comes after it is ignored.
-func parsePublic(text []byte) (*ecdsa.PublicKey, error) {
+// ParsePublic reads a public key of ECDSA over P-256 in PEM. What comes after it
+// is ignored.
+func ParsePublic(text []byte) (*ecdsa.PublicKey, error) {
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "PUBLIC KEY" {
 		return nil, errors.New("it has no PUBLIC KEY in PEM")
@@ -109,8 +110,9 @@ func parsePublic(text []byte) (*ecdsa.PublicKey, error) {
 
 var errCurve = errors.New("it is not a key of ECDSA over P-256")
 
-// parsePrivate reads the first private key of a PEM file.
-func parsePrivate(text, password []byte) (*ecdsa.PrivateKey, error) {
+// ParsePrivate reads the first private key of a PEM file: PKCS #8, SEC 1, or as
+// cosign encrypts them, with a password. It must be of ECDSA over P-256.
+func ParsePrivate(text, password []byte) (*ecdsa.PrivateKey, error) {
 	for {
 		block, rest := pem.Decode(text)
 		if block == nil {
@@ -181,7 +183,7 @@ func readPublic(path string) (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parsePublic(text)
+	return ParsePublic(text)
 }
 
 func bounded(r io.Reader, most int64) ([]byte, error) {
@@ -206,7 +208,7 @@ func (opt Options) operator() (signs, error) {
 	if err != nil {
 		return nil, keyError(opt.KeyFile, err)
 	}
-	key, err := parsePrivate(text, opt.Password)
+	key, err := ParsePrivate(text, opt.Password)
 	if err != nil {
 		return nil, keyError(opt.KeyFile, err)
 	}

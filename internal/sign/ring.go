@@ -112,7 +112,7 @@ func (r *ring) own(all []Key) (signs, error) {
 		text, err := readSecret(path, maxKeyFile)
 		if err == nil {
 			var key *ecdsa.PrivateKey
-			if key, err = parsePrivate(text, nil); err == nil {
+			if key, err = ParsePrivate(text, nil); err == nil {
 				if id, _, derr := describe(&key.PublicKey); derr == nil && id == all[len(all)-1].ID {
 					return inMemory{key, OriginOwn}, nil
 				}
@@ -198,7 +198,7 @@ func (r *ring) save(all []Key) error {
 func (r *ring) publish(all []Key, private signs) error {
 	k := &keys{all: all, private: private}
 	for _, key := range all {
-		public, err := parsePublic([]byte(key.Public))
+		public, err := ParsePublic([]byte(key.Public))
 		if err != nil {
 			return kiln.Errorf(kiln.CodeInvalid, "restore it from a backup", "%s: key %s: %w", r.path(listName), short(key.ID), err)
 		}
