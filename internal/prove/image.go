@@ -21,11 +21,11 @@ func (p *Prover) Prove(ctx context.Context, r kiln.ProveRequest) (map[string]kil
 // Foresee judges the images that were inventoried before. It writes nothing.
 func (p *Prover) Foresee(ctx context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error) {
 	return p.each(ctx, r, func(ctx context.Context, image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) (*kiln.Verdict, error) {
-		seen, found, err := p.known(ctx, baked)
-		if err != nil || !found {
+		_, seen, err := p.known(ctx, baked)
+		if err != nil || seen == nil {
 			return nil, err
 		}
-		v, err := p.judge(ctx, image, baked, seen, r)
+		v, err := p.judge(ctx, image, baked, *seen, r)
 		return &v, err
 	})
 }
@@ -65,15 +65,18 @@ func (p *Prover) each(ctx context.Context, r kiln.ProveRequest, do func(context.
 
 func (p *Prover) prove(ctx context.Context, image kiln.Image, baked kiln.Baked, r kiln.ProveRequest) (*kiln.Verdict, error) {
 	began := p.opt.Now()
-	seen, found, err := p.known(ctx, baked)
-	if err == nil && !found {
-		tell(r, kiln.Progress{Stage: "prove", Subject: image.Name})
-		seen, err = p.inspect(ctx, baked)
-	}
+	base, seen, err := p.known(ctx, baked)
 	if err != nil {
 		return nil, err
 	}
-	v, err := p.judge(ctx, image, baked, seen, r)
+	found := seen != nil
+	if !found {
+		tell(r, kiln.Progress{Stage: "prove", Subject: image.Name})
+		if seen, err = p.inspect(ctx, baked.Manifest, base); err != nil {
+			return nil, err
+		}
+	}
+	v, err := p.judge(ctx, image, baked, *seen, r)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +85,7 @@ func (p *Prover) prove(ctx context.Context, image kiln.Image, baked kiln.Baked, 
 			return nil, err
 		}
 	}
-	if err := p.attest(ctx, image, baked, seen, v, r); err != nil {
+	if err := p.attest(ctx, image, baked, *seen, v, r); err != nil {
 		return nil, err
 	}
 	if !found {
@@ -97,37 +100,34 @@ func tell(r kiln.ProveRequest, n kiln.Progress) {
 	}
 }
 
-// known is the inspection that was made of an image before.
-func (p *Prover) known(ctx context.Context, baked kiln.Baked) (Inspection, bool, error) {
+// known is what an image stands on, and the inspection that was made of it
+// before; nil for none.
+func (p *Prover) known(ctx context.Context, baked kiln.Baked) (Base, *Inspection, error) {
 	base, err := p.base(ctx, baked)
 	if err != nil {
-		return Inspection{}, false, err
+		return base, nil, err
 	}
 	all, err := p.inspections(ctx, baked.Manifest)
 	if err != nil {
-		return Inspection{}, false, err
+		return base, nil, err
 	}
-	for _, one := range slices.Backward(all) {
-		if one.Base == base {
-			return one, true, nil
+	for i := range slices.Backward(all) {
+		if all[i].Base == base {
+			return base, &all[i], nil
 		}
 	}
-	return Inspection{}, false, nil
+	return base, nil, nil
 }
 
-func (p *Prover) inspect(ctx context.Context, baked kiln.Baked) (Inspection, error) {
-	base, err := p.base(ctx, baked)
-	if err != nil {
-		return Inspection{}, err
-	}
+func (p *Prover) inspect(ctx context.Context, image kiln.Digest, base Base) (*Inspection, error) {
 	release, err := take(ctx, p.slots)
 	if err != nil {
-		return Inspection{}, err
+		return nil, err
 	}
 	defer release()
-	seen, err := p.opt.Inspector.Inspect(ctx, baked.Manifest, base)
+	seen, err := p.opt.Inspector.Inspect(ctx, image, base)
 	seen.Base = base
-	return seen, err
+	return &seen, err
 }
 
 // judge has an image judged by its gate.
