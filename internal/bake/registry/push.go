@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -172,13 +171,9 @@ func (s stored) Compressed() (io.ReadCloser, error) {
 
 // notPushed turns a transport's error into one that a user can act on.
 func notPushed(ref string, err error) error {
-	var known *kiln.Error
-	if errors.As(err, &known) || errors.Is(err, context.Canceled) {
-		return fmt.Errorf("push %s: %w", ref, err)
-	}
-	var t *transport.Error
-	if !errors.As(err, &t) {
-		return kiln.Errorf(kiln.CodeUnavailable, "Check the registry's name and the network.", "push %s: %w", ref, err)
+	t, err := answered("push", ref, err)
+	if t == nil {
+		return err
 	}
 	switch t.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:

@@ -410,13 +410,9 @@ func invalid(ref, format string, args ...any) error {
 
 // explain turns a transport's error into one that a user can act on.
 func explain(ref string, err error) error {
-	var known *kiln.Error
-	if errors.As(err, &known) || errors.Is(err, context.Canceled) {
-		return fmt.Errorf("pull %s: %w", ref, err)
-	}
-	var t *transport.Error
-	if !errors.As(err, &t) {
-		return kiln.Errorf(kiln.CodeUnavailable, "Check the registry's name and the network.", "pull %s: %w", ref, err)
+	t, err := answered("pull", ref, err)
+	if t == nil {
+		return err
 	}
 	switch t.StatusCode {
 	case http.StatusNotFound:
@@ -428,4 +424,18 @@ func explain(ref string, err error) error {
 	default:
 		return kiln.Errorf(kiln.CodeUnavailable, "Try again.", "pull %s: %w", ref, err)
 	}
+}
+
+// answered is what a registry said, where the error is its answer; otherwise
+// there was none, and the error says so to a user.
+func answered(doing, ref string, err error) (*transport.Error, error) {
+	var known *kiln.Error
+	var t *transport.Error
+	switch {
+	case errors.As(err, &known), errors.Is(err, context.Canceled):
+		return nil, fmt.Errorf("%s %s: %w", doing, ref, err)
+	case !errors.As(err, &t):
+		return nil, kiln.Errorf(kiln.CodeUnavailable, "Check the registry's name and the network.", "%s %s: %w", doing, ref, err)
+	}
+	return t, err
 }
