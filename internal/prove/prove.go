@@ -144,6 +144,9 @@ type Prover struct {
 // some memory.
 const inspecting = 2
 
+// mostAdmitted bounds what is remembered of what was verified.
+const mostAdmitted = 10_000
+
 // New makes a Prover.
 func New(o Options) *Prover {
 	if o.Now == nil {
@@ -243,6 +246,9 @@ func (p *Prover) knows(d kiln.Digest) bool {
 func (p *Prover) remember(d kiln.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if len(p.admitted) >= mostAdmitted { // of years: what still runs is soon verified again
+		clear(p.admitted)
+	}
 	p.admitted[d] = true
 }
 
