@@ -69,20 +69,25 @@ func (c *Control) judge(ctx context.Context, r UpRequest, def Definition, known 
 }
 
 func (c *Control) proveRequest(r UpRequest, def Definition, baked map[string]kiln.Baked, whole kiln.Bundle) (kiln.ProveRequest, error) {
-	request := kiln.ProveRequest{
-		Images: def.Spec.Images, Services: def.Spec.Services, Baked: baked, Lock: def.Lock, Source: r.Source, Definition: kiln.DigestJSON(whole.Files), VEX: map[string][]byte{},
-	}
-	tree := c.store.TreeFS(r.Tree)
-	for _, image := range def.Spec.Images {
+	vex, err := vexOf(c.store.TreeFS(r.Tree), def.Spec)
+	return kiln.ProveRequest{
+		Images: def.Spec.Images, Services: def.Spec.Services, Baked: baked, Lock: def.Lock, Source: r.Source, Definition: kiln.DigestJSON(whole.Files), VEX: vex,
+	}, err
+}
+
+// vexOf reads the documents that a definition's gates name, by path.
+func vexOf(tree fs.FS, s kiln.Spec) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for _, image := range s.Images {
 		for _, path := range image.Gate.VEX {
 			text, err := fs.ReadFile(tree, path)
 			if err != nil {
-				return request, kiln.Errorf(kiln.CodeInvalid, "gate { vex = [...] } names files of the definition's folder", "read %s: %w", path, err)
+				return nil, kiln.Errorf(kiln.CodeInvalid, "gate { vex = [...] } names files of the definition's folder", "read %s: %w", path, err)
 			}
-			request.VEX[path] = text
+			out[path] = text
 		}
 	}
-	return request, nil
+	return out, nil
 }
 
 // refusal is the error of verdicts of which one does not pass; nil when all do.

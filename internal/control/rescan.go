@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -172,13 +171,9 @@ func (c *Control) definitionOf(ctx context.Context, r kiln.Release) (Definition,
 	if err != nil {
 		return Definition{}, nil, fmt.Errorf("load the definition of release %d: %w", r.Number, err)
 	}
-	vex := map[string][]byte{}
-	for _, image := range def.Spec.Images {
-		for _, path := range image.Gate.VEX {
-			if vex[path], err = fs.ReadFile(tree, path); err != nil {
-				return Definition{}, nil, fmt.Errorf("read %s of release %d: %w", path, r.Number, err)
-			}
-		}
+	vex, err := vexOf(tree, def.Spec)
+	if err != nil {
+		return Definition{}, nil, fmt.Errorf("load the definition of release %d: %w", r.Number, err)
 	}
 	return def, vex, nil
 }
