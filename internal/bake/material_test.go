@@ -29,15 +29,7 @@ func shelve(t *testing.T, s shelf, content string) kiln.Digest {
 // now or found by a record that an earlier version wrote.
 func TestMaterials(t *testing.T) {
 	s := shelf{t.TempDir()}
-	b, err := New(t.Context(), Options{Dir: t.TempDir(), Store: s})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	b := newBaker(t, s)
 	debian := kiln.Image{Name: "golden", Platform: "linux/amd64", Debian: &kiln.Debian{Suite: "bookworm"}}
 	ref := kiln.Image{Name: "ref", Platform: "linux/amd64", Reference: "example.com/x"}
 	web := fromFile("web", map[string]string{"base": "golden"})

@@ -386,8 +386,9 @@ func TestInputsDigest(t *testing.T) {
 	}
 }
 
-func TestLookupWithoutBaking(t *testing.T) {
-	s := shelf{t.TempDir()}
+// newBaker is a baker with a folder of its own, which ends with the test.
+func newBaker(t *testing.T, s Store) *Baker {
+	t.Helper()
 	b, err := New(t.Context(), Options{Dir: t.TempDir(), Store: s})
 	if err != nil {
 		t.Fatal(err)
@@ -397,6 +398,12 @@ func TestLookupWithoutBaking(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return b
+}
+
+func TestLookupWithoutBaking(t *testing.T) {
+	s := shelf{t.TempDir()}
+	b := newBaker(t, s)
 	req := kiln.BakeRequest{
 		Images: []kiln.Image{
 			{Name: "base", Platform: "linux/amd64", Debian: &kiln.Debian{Suite: "bookworm"}},
