@@ -239,6 +239,15 @@ func (s signer) Has(ctx context.Context, manifest kiln.Digest, predicateType str
 	return err == nil && proof.Has(sign.PredicateType(predicateType)), err
 }
 
+func (s signer) Newest(ctx context.Context, manifest kiln.Digest) (*kiln.Verdict, error) {
+	proof, err := s.Signer.Verify(ctx, manifest)
+	var known *kiln.Error
+	if errors.As(err, &known) && (known.Code == kiln.CodeRefused || known.Code == kiln.CodeNotFound) {
+		return nil, nil //nolint:nilnil // what is not signed, or not there, was not judged
+	}
+	return proof.Verdict, err
+}
+
 func (s signer) Statements(ctx context.Context, manifest kiln.Digest, predicateType string) ([]json.RawMessage, error) {
 	return s.Predicates(ctx, manifest, sign.PredicateType(predicateType))
 }

@@ -2,7 +2,6 @@ package prove
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -11,53 +10,12 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// signer is a Signer in memory.
-type signer struct {
-	signed   map[kiln.Digest]bool
-	said     map[string][]json.RawMessage // by manifest and type
-	verified int
-}
-
-func newSigner() *signer {
-	return &signer{signed: map[kiln.Digest]bool{}, said: map[string][]json.RawMessage{}}
-}
-
-func (s *signer) Sign(_ context.Context, d kiln.Digest) error { s.signed[d] = true; return nil }
-
-func (s *signer) Attest(_ context.Context, d kiln.Digest, kind string, predicate any) error {
-	raw, err := json.Marshal(predicate)
-	s.said[string(d)+kind] = append(s.said[string(d)+kind], raw)
-	return err
-}
-
-func (s *signer) Verify(_ context.Context, d kiln.Digest) error {
-	s.verified++
-	if !s.signed[d] {
-		return kiln.Errorf(kiln.CodeRefused, "", "not signed")
-	}
-	return nil
-}
-
-func (s *signer) Statements(_ context.Context, d kiln.Digest, kind string) ([]json.RawMessage, error) {
-	return s.said[string(d)+kind], nil
-}
-
-func (s *signer) Has(_ context.Context, d kiln.Digest, kind string) (bool, error) {
-	return len(s.said[string(d)+kind]) > 0, nil
-}
-
-func (s *signer) AttestOrigin(context.Context, kiln.Image, kiln.Baked, kiln.ProveRequest) error {
-	return nil
-}
-
-func named(s string) kiln.Digest { return kiln.DigestOf([]byte(s)) }
-
-// judged is a signer that knows one image, signed and with a verdict.
-func judged(t *testing.T, outcome kiln.Outcome) *signer {
+// judged is a world that knows one image, signed and with a verdict.
+func judged(t *testing.T, outcome kiln.Outcome) *world {
 	t.Helper()
-	s := newSigner()
-	s.signed[named("image")] = true
-	if err := s.Attest(t.Context(), named("image"), TypeVerdict, kiln.Verdict{Image: named("image"), Outcome: outcome, At: time.Unix(1, 0)}); err != nil {
+	s := newWorld()
+	s.signed[digest("image")] = true
+	if err := s.Attest(t.Context(), digest("image"), TypeVerdict, kiln.Verdict{Image: digest("image"), Outcome: outcome, At: time.Unix(1, 0)}); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -65,13 +23,13 @@ func judged(t *testing.T, outcome kiln.Outcome) *signer {
 
 func TestAdmit(t *testing.T) {
 	unsigned := judged(t, kiln.OutcomePass)
-	delete(unsigned.signed, named("image"))
-	unjudged := newSigner()
-	unjudged.signed[named("image")] = true
+	delete(unsigned.signed, digest("image"))
+	unjudged := newWorld()
+	unjudged.signed[digest("image")] = true
 	one := judged(t, kiln.OutcomePass)
-	one.signed[named("bundle 2")] = true
+	one.signed[digest("bundle 2")] = true
 	tests := map[string]struct {
-		signer  *signer
+		signer  *world
 		bundles []kiln.Digest
 		err     error // of the question which bundles there are
 		want    string
@@ -80,14 +38,14 @@ func TestAdmit(t *testing.T) {
 		"failed":                {judged(t, kiln.OutcomeFail), nil, nil, "does not pass its gate"},
 		"unsigned":              {unsigned, nil, nil, "not signed"},
 		"not judged":            {unjudged, nil, nil, "no gate has judged it"},
-		"no bundle is signed":   {judged(t, kiln.OutcomePass), []kiln.Digest{named("bundle 1"), named("bundle 2")}, nil, "the signature of bundle"},
-		"one bundle is signed":  {one, []kiln.Digest{named("bundle 1"), named("bundle 2")}, nil, ""},
+		"no bundle is signed":   {judged(t, kiln.OutcomePass), []kiln.Digest{digest("bundle 1"), digest("bundle 2")}, nil, "the signature of bundle"},
+		"one bundle is signed":  {one, []kiln.Digest{digest("bundle 1"), digest("bundle 2")}, nil, ""},
 		"nobody knows releases": {judged(t, kiln.OutcomePass), nil, errors.New("damaged"), ""},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			p := New(Options{Signer: test.signer, Bundles: func(context.Context, kiln.Digest) ([]kiln.Digest, error) { return test.bundles, test.err }})
-			err := p.Admit(t.Context(), named("image"))
+			err := p.Admit(t.Context(), digest("image"))
 			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 				t.Errorf("%v, want %q", err, test.want)
 			}
@@ -99,16 +57,16 @@ func TestWhatWasVerifiedIsVerifiedOnce(t *testing.T) {
 	s := judged(t, kiln.OutcomePass)
 	p := New(Options{Signer: s})
 	for range 3 {
-		if err := p.Admit(t.Context(), named("image")); err != nil {
+		if err := p.Admit(t.Context(), digest("image")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if s.verified != 1 {
 		t.Errorf("it was verified %d times", s.verified)
 	}
-	delete(s.signed, named("image"))
+	delete(s.signed, digest("image"))
 	p.Forget()
-	if err := p.Admit(t.Context(), named("image")); err == nil {
+	if err := p.Admit(t.Context(), digest("image")); err == nil {
 		t.Error("what was forgotten is not verified again")
 	}
 }

@@ -73,17 +73,14 @@ func (p *Prover) Describe(ctx context.Context, image kiln.Digest) (kiln.Inventor
 	return seen.Inventory, err
 }
 
-// Newest is the newest verdict of an image, by whatever gate, and false where
-// there is none.
+// Newest is the newest verdict of a signed image, by whatever gate, and false
+// where there is none.
 func (p *Prover) Newest(ctx context.Context, image kiln.Digest) (kiln.Verdict, bool, error) {
-	all, err := p.Verdicts(ctx, image)
-	if errors.Is(err, kiln.ErrNotFound) {
-		return kiln.Verdict{}, false, nil // nothing refers to an image that is not there
-	}
-	if err != nil || len(all) == 0 {
+	v, err := p.opt.Signer.Newest(ctx, image)
+	if err != nil || v == nil {
 		return kiln.Verdict{}, false, err
 	}
-	return all[len(all)-1], true, nil
+	return *v, true, nil
 }
 
 // see is what was seen in an image when it was proved, or looked at before, or

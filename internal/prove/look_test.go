@@ -113,7 +113,7 @@ func TestLookGoesByTheNewestVerdict(t *testing.T) {
 			t.Errorf("%s is not in %s", word, document)
 		}
 	}
-	if again, _, _ := b.Newest(t.Context(), image()); again.At != last.At {
+	if again, _, _ := b.Prover.Newest(t.Context(), image()); again.At != last.At {
 		t.Errorf("the newest verdict is of %s", again.At)
 	}
 }

@@ -84,6 +84,9 @@ type Signer interface {
 	// Has says whether something of a type was attested of a manifest by a
 	// trusted key.
 	Has(ctx context.Context, manifest kiln.Digest, predicateType string) (bool, error)
+	// Newest is the newest verdict of a manifest, by a trusted key; nil for none.
+	// What was verified once is not read again.
+	Newest(ctx context.Context, manifest kiln.Digest) (*kiln.Verdict, error)
 	// Statements returns what was attested of a manifest with a type, by trusted
 	// keys only.
 	Statements(ctx context.Context, manifest kiln.Digest, predicateType string) ([]json.RawMessage, error)

@@ -23,6 +23,7 @@ type world struct {
 	signed    map[kiln.Digest]bool
 	said      map[kiln.Digest]map[string][]json.RawMessage
 	signs     int
+	verified  int
 	attests   int
 	origins   int
 	scan      func(kiln.GateScanner) ([]kiln.Finding, error)
@@ -107,6 +108,7 @@ func (w *world) Attest(_ context.Context, d kiln.Digest, kind string, predicate 
 func (w *world) Verify(_ context.Context, d kiln.Digest) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.verified++
 	if !w.signed[d] {
 		return kiln.Errorf(kiln.CodeRefused, "bake it again", "not signed")
 	}
@@ -117,6 +119,21 @@ func (w *world) Statements(_ context.Context, d kiln.Digest, kind string) ([]jso
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.said[d][kind]), nil
+}
+
+func (w *world) Newest(ctx context.Context, d kiln.Digest) (*kiln.Verdict, error) {
+	raw, err := w.Statements(ctx, d, TypeVerdict)
+	if err != nil {
+		return nil, err
+	}
+	all, err := decode[kiln.Verdict](raw)
+	var newest *kiln.Verdict
+	for i := range all {
+		if newest == nil || all[i].At.After(newest.At) {
+			newest = &all[i]
+		}
+	}
+	return newest, err
 }
 
 func (w *world) Has(_ context.Context, d kiln.Digest, kind string) (bool, error) {
