@@ -1,7 +1,6 @@
 package confine
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,10 +72,10 @@ func (p Program) Call(ctx context.Context, task string, request, answer any, fil
 
 // run runs a worker to its end and returns what it said.
 func (p Program) run(ctx context.Context, task string, question []byte, files []*os.File) ([]byte, error) {
-	var out, words bytes.Buffer
+	out, words := &Beginning{Most: maxAnswer}, &Beginning{Most: lastWords}
 	cmd := exec.CommandContext(ctx, p[0], append(p[1:len(p):len(p)], task)...)
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = []string{}, "/", files
-	cmd.Stdout, cmd.Stderr = &capped{b: &out, left: maxAnswer}, &capped{b: &words, left: lastWords}
+	cmd.Stdout, cmd.Stderr = out, words
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", task, err)
@@ -105,19 +104,6 @@ func after(words string) string {
 		return ": " + words
 	}
 	return ""
-}
-
-// capped keeps the first bytes that are written and lets the rest go.
-type capped struct {
-	b    *bytes.Buffer
-	left int
-}
-
-func (c *capped) Write(p []byte) (int, error) {
-	n := min(len(p), c.left)
-	c.left -= n
-	c.b.Write(p[:n])
-	return len(p), nil
 }
 
 // Task does something with a request and open files. What it returns is

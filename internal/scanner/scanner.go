@@ -6,7 +6,6 @@
 package scanner
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 )
 
 // The bounds of a scanner.
@@ -108,7 +108,7 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 	if cache == "" {
 		cache = filepath.Join(home, "cache")
 	}
-	report, speech := &bound{left: maxOutput, stop: cancel}, &bound{left: maxSpeech}
+	report, speech := &confine.Beginning{Most: maxOutput, Over: cancel}, &confine.Beginning{Most: maxSpeech}
 	cmd := exec.CommandContext(bounded, program, t.args(input, cache)...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home}, s.environment()...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = home, report, speech, grace
@@ -118,7 +118,7 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 	switch {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("ask %s: %w", t.name, ctx.Err())
-	case report.cut:
+	case report.Cut():
 		return nil, t.failed(speech, "it printed more than %d bytes", maxOutput)
 	case bounded.Err() != nil:
 		return nil, t.failed(speech, "it took longer than %s", timeout)
@@ -128,7 +128,7 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 	case err != nil:
 		return nil, t.failed(speech, "%w", err)
 	}
-	findings, err := t.parse(report.kept.Bytes())
+	findings, err := t.parse(report.Bytes())
 	if err != nil {
 		return nil, t.failed(speech, "what it printed is not its report: %w", err)
 	}
@@ -161,37 +161,15 @@ func (t tool) words(status int) string {
 
 // failed is the error of a scanner that did not judge, with the end of what it
 // said.
-func (t tool) failed(speech *bound, format string, args ...any) *kiln.Error {
+func (t tool) failed(speech *confine.Beginning, format string, args ...any) *kiln.Error {
 	e := kiln.Errorf(kiln.CodeFailed, "run "+t.name+" by hand where the control plane runs, and mend what it says", t.name+" did not judge the image: "+format, args...)
-	lines := strings.Split(strings.TrimSpace(printable(speech.kept.String())), "\n")
+	lines := strings.Split(strings.TrimSpace(printable(speech.String())), "\n")
 	for _, l := range lines[max(0, len(lines)-10):] {
 		if l != "" {
 			e.Evidence = append(e.Evidence, l)
 		}
 	}
 	return e
-}
-
-// bound keeps the beginning of what is written. The buffer is not embedded: its
-// ReadFrom would pass Write by.
-type bound struct {
-	kept bytes.Buffer
-	left int
-	cut  bool   // there was more
-	stop func() // then called; nil for nothing
-}
-
-func (b *bound) Write(p []byte) (int, error) {
-	keep := min(len(p), b.left)
-	b.kept.Write(p[:keep])
-	b.left -= keep
-	if keep < len(p) && !b.cut {
-		b.cut = true
-		if b.stop != nil {
-			b.stop()
-		}
-	}
-	return len(p), nil
 }
 
 // printable takes out what would move a terminal's cursor, and bounds what is

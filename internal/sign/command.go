@@ -8,13 +8,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 )
 
 // Command is a program of the operator's that signs, such as a client of a key
@@ -82,7 +82,7 @@ func (c command) run(content []byte) ([]byte, error) {
 	if sum := sha256.Sum256(content); c.Digest {
 		content = sum[:]
 	}
-	answer, complaint := &window{most: maxAnswer}, &window{most: maxComplaint, cut: true}
+	answer, complaint := &confine.Beginning{Most: maxAnswer, Over: cancel}, &confine.Beginning{Most: maxComplaint}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(content), answer, complaint
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -92,10 +92,10 @@ func (c command) run(content []byte) ([]byte, error) {
 		_ = cmd.Cancel() // what it left in its group holds the output open
 	}
 	switch {
+	case answer.Cut():
+		err = fmt.Errorf("it printed more than %d bytes", maxAnswer)
 	case ctx.Err() != nil:
 		err = fmt.Errorf("it took longer than %s", c.Timeout)
-	case answer.full:
-		err = fmt.Errorf("it printed more than %d bytes", maxAnswer)
 	}
 	if err == nil {
 		return answer.Bytes(), nil
@@ -106,29 +106,3 @@ func (c command) run(content []byte) ([]byte, error) {
 	}
 	return nil, failed
 }
-
-// window keeps the first bytes that are written to it.
-type window struct {
-	bytes.Buffer
-	most int
-	cut  bool // leave the rest out instead of refusing it
-	full bool
-}
-
-func (w *window) Write(p []byte) (int, error) {
-	keep := min(len(p), w.most-w.Len())
-	w.Buffer.Write(p[:keep])
-	if keep == len(p) {
-		return len(p), nil
-	}
-	w.full = true
-	if w.cut {
-		return len(p), nil
-	}
-	return keep, errTooMuch
-}
-
-// ReadFrom is not the buffer's: that has no bound.
-func (w *window) ReadFrom(r io.Reader) (int64, error) { return io.Copy(struct{ io.Writer }{w}, r) }
-
-var errTooMuch = errors.New("too much output")

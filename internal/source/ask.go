@@ -1,7 +1,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 )
 
 const (
@@ -80,7 +80,7 @@ func (m *Mirror) ask(ctx context.Context, environment []string, args ...string) 
 // ends it. So does the end of ctx, with all that git started.
 func (m *Mirror) stream(ctx context.Context, environment []string, input io.Reader, read func(io.Reader) error, args ...string) error {
 	cmd := m.command(ctx, environment, args)
-	words := &first{left: maxWords}
+	words := &confine.Beginning{Most: maxWords}
 	cmd.Stdin, cmd.Stderr = input, words
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -101,7 +101,7 @@ func (m *Mirror) stream(ctx context.Context, environment []string, input io.Read
 	case reading != nil:
 		return reading
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		return m.complaint(args[0], err, words.b.String())
+		return m.complaint(args[0], err, words.String())
 	}
 	return nil
 }
@@ -166,18 +166,4 @@ func (m *Mirror) complaint(what string, err error, words string) error {
 	e := kiln.Errorf(kiln.CodeFailed, "", "git %s: %s", what, why)
 	e.Evidence = lines
 	return e
-}
-
-// first keeps the first bytes that are written and lets the rest go.
-type first struct {
-	b    bytes.Buffer
-	left int
-}
-
-// Write never fails, so that git is not stopped by it.
-func (f *first) Write(p []byte) (int, error) {
-	n := min(len(p), f.left)
-	f.left -= n
-	f.b.Write(p[:n])
-	return len(p), nil
 }
