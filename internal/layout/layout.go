@@ -65,9 +65,9 @@ type file interface {
 	size() int64
 }
 
-// Is says whether a path looks like what Open opens: a file that begins as a tar
-// does, or a folder with an OCI layout. Another file may have an image's name,
-// as the program that it is made of often has.
+// Is says whether a path looks like what Open opens: a regular file, or a folder
+// with an OCI layout. A program is none: it often has the name of the image that
+// is made of it.
 func Is(path string) bool {
 	info, err := os.Stat(path)
 	switch {
@@ -76,17 +76,20 @@ func Is(path string) bool {
 	case info.IsDir():
 		_, err = os.Lstat(path + "/" + ocispec.ImageLayoutFile)
 		return err == nil
-	case !info.Mode().IsRegular():
-		return false
 	}
+	return info.Mode().IsRegular() && !isProgram(path)
+}
+
+// isProgram says whether a file begins as what Linux executes: ELF, or a script.
+func isProgram(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return false
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	head := make([]byte, 262)
-	n, err := f.ReadAt(head, 0)
-	return packed(head[:n]) || err == nil && string(head[257:]) == "ustar" // POSIX.1-1988
+	magic := make([]byte, 4)
+	n, _ := f.ReadAt(magic, 0)
+	return bytes.HasPrefix(magic[:n], []byte("\x7fELF")) || bytes.HasPrefix(magic[:n], []byte("#!"))
 }
 
 // packed says whether a file begins as gzip or zstd do: Open refuses it in
