@@ -242,15 +242,19 @@ func get[T any](ctx context.Context, c *Client, path string, query url.Values) (
 
 // operate starts a long operation and follows it to its end.
 func operate[T any](ctx context.Context, c *Client, path string, request any, progress func(kiln.Progress)) (T, error) {
-	var result T
 	body, err := json.Marshal(request)
 	if err != nil {
-		return result, err
+		return *new(T), err
 	}
-	response, err := c.send(ctx, http.MethodPost, path, nil, typeJSON, bytes.NewReader(body)) //nolint:bodyclose // frames closes it
+	response, err := c.send(ctx, http.MethodPost, path, nil, typeJSON, bytes.NewReader(body)) //nolint:bodyclose // outcome closes it
 	if err != nil {
-		return result, err
+		return *new(T), err
 	}
+	return outcome[T](ctx, c, response, progress)
+}
+
+// outcome follows a long operation that was begun to its end.
+func outcome[T any](ctx context.Context, c *Client, response *http.Response, progress func(kiln.Progress)) (result T, err error) {
 	last, err := c.frames(ctx, response, func(f Frame) error {
 		if f.Progress != nil && progress != nil {
 			progress(*f.Progress)

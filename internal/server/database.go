@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
@@ -103,20 +102,10 @@ func (c *Client) UpdateDatabase(ctx context.Context, request DatabaseUpdate, pro
 
 // ImportDatabase sends a file with advisories.
 func (c *Client) ImportDatabase(ctx context.Context, request DatabaseImport, file io.Reader, progress func(kiln.Progress)) (control.Advisories, error) {
-	var result control.Advisories
 	query := url.Values{"key": {request.Key}, "ecosystem": {request.Ecosystem}}
-	response, err := c.send(ctx, http.MethodPost, "database/import", query, typeZip, file) //nolint:bodyclose // frames closes it
+	response, err := c.send(ctx, http.MethodPost, "database/import", query, typeZip, file) //nolint:bodyclose // outcome closes it
 	if err != nil {
-		return result, err
+		return control.Advisories{}, err
 	}
-	last, err := c.frames(ctx, response, func(f Frame) error {
-		if f.Progress != nil && progress != nil {
-			progress(*f.Progress)
-		}
-		return nil
-	})
-	if err != nil {
-		return result, err
-	}
-	return result, json.Unmarshal(last, &result)
+	return outcome[control.Advisories](ctx, c, response, progress)
 }

@@ -91,22 +91,12 @@ const (
 // Scan asks what gates say of images. What of the request says who asks is not
 // sent.
 func (c *Client) Scan(ctx context.Context, request control.ScanRequest, progress func(kiln.Progress)) (control.ScanResult, error) {
-	var result control.ScanResult
 	query := url.Values{"subject": request.Subjects, "platform": {request.Platform}, "fail_on": {string(request.FailOn)}, "no_database": {strconv.FormatBool(request.NoDatabase)}}
-	response, err := c.send(ctx, http.MethodGet, "scan", query, "", nil) //nolint:bodyclose // frames closes it
+	response, err := c.send(ctx, http.MethodGet, "scan", query, "", nil) //nolint:bodyclose // outcome closes it
 	if err != nil {
-		return result, err
+		return control.ScanResult{}, err
 	}
-	last, err := c.frames(ctx, response, func(f Frame) error {
-		if f.Progress != nil && progress != nil {
-			progress(*f.Progress)
-		}
-		return nil
-	})
-	if err != nil {
-		return result, err
-	}
-	return result, json.Unmarshal(last, &result)
+	return outcome[control.ScanResult](ctx, c, response, progress)
 }
 
 // SBOM asks what software is in an image, in a format.
