@@ -20,6 +20,7 @@ import (
 	"github.com/kilnproject/kiln/internal/advisory"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gate"
+	"github.com/kilnproject/kiln/internal/install"
 	"github.com/kilnproject/kiln/internal/lint"
 	"github.com/kilnproject/kiln/internal/prove"
 	"github.com/kilnproject/kiln/internal/scan"
@@ -42,13 +43,17 @@ func (p *plane) openProver(context.Context) error {
 		return err
 	}
 	p.later(p.advisories.Close)
+	others, err := p.openScanners()
+	if err != nil {
+		return err
+	}
 	p.database = &database{db: p.advisories, dir: p.dir("advisories"), record: p.record}
 	p.prover = prove.New(prove.Options{
 		Inspector:  inspector{p.sealer, p.store, inspectors(p.program, program)},
 		Advisories: advisories{p.advisories},
 		Signer:     signer{p.signer},
 		Judge:      judge,
-		Scan:       scanners{p.store, p.dir("bake"), scanner.Scanner{Cache: p.dir("scanners")}}.scan,
+		Scan:       others.scan,
 		Rules:      rules{p.store}.find,
 		Bundles:    p.bundlesOf,
 		Log:        p.log,
@@ -303,11 +308,31 @@ func judge(g kiln.Gate, e prove.Evidence, now time.Time) (kiln.Verdict, error) {
 	return v, nil
 }
 
+// scannerUser is who other scanners look into images as, where there is such a
+// user, and otherwise scannerID, for user and group. It is not the reader: what a
+// scanner is made to do must not reach those who make inventories.
+const (
+	scannerUser = install.ScannerUser
+	scannerID   = 64741
+)
+
 // scanners asks other scanners about images of the store.
 type scanners struct {
 	store   *store.Store
 	dir     string // for images while they are scanned, on the store's disk
 	scanner scanner.Scanner
+}
+
+// openScanners makes the folders of other scanners. What a control plane that was
+// killed left of an image goes.
+func (p *plane) openScanners() (scanners, error) {
+	s := scanners{store: p.store, dir: p.dir("scanners", "images")}
+	uid, gid := unprivileged(scannerUser, scannerID)
+	s.scanner = scanner.Scanner{Cache: p.dir("scanners", "cache"), Launch: launch(p.program, uid, gid), UID: uid, GID: gid}
+	if err := errors.Join(os.RemoveAll(s.dir), os.MkdirAll(s.dir, 0o711)); err != nil { //nolint:gosec // the scanners' user passes through it
+		return s, fmt.Errorf("make the folder of other scanners: %w", err)
+	}
+	return s, os.Chmod(filepath.Dir(s.dir), 0o711) //nolint:gosec // see above
 }
 
 func (s scanners) scan(ctx context.Context, which kiln.GateScanner, image kiln.Digest) (found []kiln.Finding, err error) {
@@ -320,7 +345,25 @@ func (s scanners) scan(ctx context.Context, which kiln.GateScanner, image kiln.D
 	if err := s.store.Export(ctx, image, at.Layout, at.Archive); err != nil {
 		return nil, err
 	}
+	if err := s.hand(dir); err != nil {
+		return nil, fmt.Errorf("hand over image %s: %w", image.Short(), err)
+	}
 	return s.scanner.Scan(ctx, which.Name, at)
+}
+
+// hand gives what was exported to the scanners' user. Blobs of the store, which
+// others may read and nobody write, stay as they are: they are links.
+func (s scanners) hand(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil || info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
+			return err
+		}
+		return os.Lchown(path, s.scanner.UID, s.scanner.GID)
+	})
 }
 
 // rules are the lint's about how an image is defined and used.

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/config"
 	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/install"
 	repository "github.com/kilnproject/kiln/internal/source"
 	"github.com/kilnproject/kiln/internal/spec"
 	"github.com/kilnproject/kiln/internal/store"
@@ -20,7 +20,7 @@ import (
 // otherwise sourceID, for user and group. It is not the reader: what git is made
 // to do must not reach those who read images.
 const (
-	sourceUser = "kiln-source"
+	sourceUser = install.SourceUser
 	sourceID   = 64740
 )
 
@@ -55,7 +55,7 @@ func (p *plane) openMirror(ctx context.Context, dir string, s track.Source) (tra
 	}
 	uid, gid := unprivileged(sourceUser, sourceID)
 	o := repository.MirrorOptions{
-		Dir: dir, Program: []string{p.program, "launch", strconv.Itoa(uid), strconv.Itoa(gid), git}, UID: uid, GID: gid,
+		Dir: dir, Program: append(launch(p.program, uid, gid), git), UID: uid, GID: gid,
 		Repository: s.Repository, Protocol: s.Protocol, Folder: s.Folder,
 		NewBatch: func() repository.Batch { return p.store.NewBatch() }, Check: store.CheckTree,
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/cli"
 	"github.com/kilnproject/kiln/internal/confine"
+	"github.com/kilnproject/kiln/internal/install"
 	"github.com/kilnproject/kiln/internal/scan"
 	"github.com/kilnproject/kiln/internal/seal"
 )
@@ -17,7 +18,7 @@ import (
 // otherwise readerID, for user and group: a number that no package gives away,
 // and not that of the gateway, whose memory is none of its business.
 const (
-	readerUser = "kiln-reader"
+	readerUser = install.ReaderUser
 	readerID   = 64739
 )
 
@@ -32,7 +33,13 @@ func inspectors(program, kilnd string) confine.Program { return launched(program
 // launched is the command that becomes the reader and then a worker.
 func launched(program, worker string) confine.Program {
 	uid, gid := unprivileged(readerUser, readerID)
-	return confine.Program{program, "launch", strconv.Itoa(uid), strconv.Itoa(gid), worker, "work"}
+	return append(launch(program, uid, gid), worker, "work")
+}
+
+// launch is the command that becomes a user without privileges and then what
+// follows. program is the kiln executable.
+func launch(program string, uid, gid int) []string {
+	return []string{program, "launch", strconv.Itoa(uid), strconv.Itoa(gid)}
 }
 
 // unprivileged is a user and its group: that of a name where there is one,

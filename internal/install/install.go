@@ -29,6 +29,8 @@ const (
 	ReaderUser = "kiln-reader"
 	// SourceUser is who fetches repositories.
 	SourceUser = "kiln-source"
+	// ScannerUser is who other scanners look into images as.
+	ScannerUser = "kiln-scanner"
 )
 
 // The units of an installation.
@@ -116,6 +118,7 @@ func Items(o Options) []Item {
 		{Kind: KindUser, Name: GatewayUser, What: "the gateway runs as it"},
 		{Kind: KindUser, Name: ReaderUser, What: "what reads strangers' input runs as it"},
 		{Kind: KindUser, Name: SourceUser, What: "git fetches tracked repositories as it"},
+		{Kind: KindUser, Name: ScannerUser, What: "other scanners look into images as it"},
 		{Kind: KindFolder, Name: o.Data, What: "the data directory", Mode: 0o711},
 		{Kind: KindFolder, Name: ConfigDir, What: "the configuration's folder", Mode: 0o750, Group: GroupName},
 		{Kind: KindFile, Name: ConfigFile, What: "the configuration, all of it comments", Mode: 0o640, Group: GroupName, Text: defaultConfig(o), Yours: true},

@@ -370,7 +370,7 @@ func TestWhatWasInstalledIsRemoved(t *testing.T) {
 		t.Error("the data directory or the users whose files are in it are gone")
 	}
 	record, err := Read(m.dir)
-	if err != nil || record == nil || len(record.Items) != 6 {
+	if err != nil || record == nil || len(record.Items) != 7 {
 		t.Errorf("what is kept is not known any more: %+v %v", record, err)
 	}
 

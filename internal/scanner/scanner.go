@@ -40,6 +40,11 @@ type Scanner struct {
 	// tokens and proxies. Nil means those of this process that the scanners
 	// document.
 	Environment []string
+	// Launch is a command that becomes the user UID with the group GID, and then
+	// the program that follows it: a scanner reads what strangers made. Without it
+	// a scanner is this process's user. That user must be able to read the image.
+	Launch   []string
+	UID, GID int
 }
 
 // Image says where an image is, for whom it is asked.
@@ -98,6 +103,9 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
 	}
 	defer func() { _ = os.RemoveAll(home) }()
+	if err := s.give(home, s.Cache); err != nil {
+		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
+	}
 	timeout := s.Timeout
 	if timeout == 0 {
 		timeout = 10 * time.Minute
@@ -109,7 +117,8 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 		cache = filepath.Join(home, "cache")
 	}
 	report, speech := &confine.Beginning{Most: maxOutput, Over: cancel}, &confine.Beginning{Most: maxSpeech}
-	cmd := exec.CommandContext(bounded, program, t.args(input, cache)...)
+	command := slices.Concat(s.Launch, []string{program}, t.args(input, cache))
+	cmd := exec.CommandContext(bounded, command[0], command[1:]...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home}, s.environment()...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = home, report, speech, grace
 	own(cmd)
@@ -136,6 +145,22 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 		return nil, t.failed(speech, "it reports more than %d findings", maxFindings)
 	}
 	return findings, nil
+}
+
+// give makes folders the scanner's user's.
+func (s Scanner) give(folders ...string) error {
+	for _, dir := range folders {
+		if dir == "" || s.UID == 0 {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := os.Lchown(dir, s.UID, s.GID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s Scanner) environment() []string {
