@@ -98,14 +98,11 @@ func (s Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Fin
 }
 
 func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln.Finding, error) {
-	home, err := os.MkdirTemp("", "kiln-"+t.name+"-")
+	home, err := s.home(t.name)
 	if err != nil {
 		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
 	}
 	defer func() { _ = os.RemoveAll(home) }()
-	if err := s.give(home, s.Cache); err != nil {
-		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
-	}
 	timeout := s.Timeout
 	if timeout == 0 {
 		timeout = 10 * time.Minute
@@ -147,20 +144,22 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 	return findings, nil
 }
 
-// give makes folders the scanner's user's.
-func (s Scanner) give(folders ...string) error {
-	for _, dir := range folders {
-		if dir == "" || s.UID == 0 {
-			continue
-		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		if err := os.Lchown(dir, s.UID, s.GID); err != nil {
-			return err
+// home makes a home for a scanner, and the cache; both are its user's.
+func (s Scanner) home(name string) (string, error) {
+	home, err := os.MkdirTemp("", "kiln-"+name+"-")
+	if err != nil || s.UID == 0 {
+		return home, err
+	}
+	err = os.Lchown(home, s.UID, s.GID)
+	if err == nil && s.Cache != "" {
+		if err = os.MkdirAll(s.Cache, 0o700); err == nil {
+			err = os.Lchown(s.Cache, s.UID, s.GID)
 		}
 	}
-	return nil
+	if err != nil {
+		return "", errors.Join(err, os.Remove(home))
+	}
+	return home, nil
 }
 
 func (s Scanner) environment() []string {
