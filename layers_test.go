@@ -81,7 +81,7 @@ func forbidden(f file, imported string) string {
 		return only(own, "the API knows control's types and nothing behind them", "control", "server", "durable")
 	case f.pkg == "cli":
 		return only(own, "the command line knows the API and what works without a control plane",
-			"cli", "control", "gate", "server", "spec", "source", "layout", "scaffold", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
+			"cli", "control", "gate", "server", "spec", "source", "layout", "config", "doctor", "backup", "install", "systemd", "upgrade", "durable")
 	case f.pkg == "doctor":
 		return only(own, "it looks at the machine and at what is installed there, not at what runs", "doctor", "install")
 	case f.pkg == "install", f.pkg == "systemd", f.pkg == "upgrade":

@@ -16,15 +16,21 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/backup"
+	"github.com/kilnproject/kiln/internal/cli"
 	"github.com/kilnproject/kiln/internal/control"
+	"github.com/kilnproject/kiln/internal/scaffold"
 	"github.com/kilnproject/kiln/internal/server"
 )
 
 // fakeDaemon is a control plane that answers the API on $KILN_DATA/kiln.sock
 // with what these scripts look for, and runs nothing. A tree whose definition
 // is for environment "slow" hangs in the bake, "rolling" in the switch, and
-// "failing" fails.
+// "failing" fails. As "fakekilnd draft FOLDER" it does what kilnd does.
 func fakeDaemon() {
+	if len(os.Args) > 1 {
+		draft(os.Args[2])
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	data := os.Getenv("KILN_DATA")
@@ -57,6 +63,16 @@ func fakeDaemon() {
 		Shutdown: func(context.Context, string, func(kiln.Progress)) error { stop(); return nil },
 	})
 	if err := server.Serve(ctx, listener, handler, time.Second, log); err != nil {
+		fatal(err)
+	}
+}
+
+func draft(folder string) {
+	files, notes, err := scaffold.Generate(os.DirFS(folder))
+	if err != nil {
+		os.Exit(cli.Explain(os.Stderr, err))
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(cli.Draft{Files: files, Notes: notes}); err != nil {
 		fatal(err)
 	}
 }

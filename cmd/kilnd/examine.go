@@ -28,7 +28,7 @@ func (p *plane) openExaminer(ctx context.Context) (*examine.Examiner, error) {
 	if err := p.baker.Clear(ctx, p.dir(againFolder)); err != nil {
 		p.log.Warn("what was baked again is not removed", "error", err)
 	}
-	listers := inspectors(p.program, program)
+	listers := workers(program)
 	return examine.New(examine.Options{
 		Store: p.store, Signed: signer{p.signer}, Proved: p.prover,
 		Types: examine.Types{Provenance: string(sign.PredicateProvenance), SBOM: prove.TypeSBOM},

@@ -37,6 +37,8 @@ func run(args []string, speech io.Writer) int {
 			return runDatabase(ctx, args[1:], os.Stdout, speech)
 		case "restore":
 			return runRestore(ctx, args[1:], os.Stdout, speech)
+		case "draft":
+			return runDraft(args[1:], os.Stdout, speech)
 		case "work":
 			return runWork(ctx, args[1:], speech)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -167,6 +168,30 @@ func TestCheckStartsNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(data); !os.IsNotExist(err) {
 		t.Error("the data directory was made")
+	}
+}
+
+func TestADraftIsPrintedAndNothingIsWritten(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "compose.yaml"), []byte("services: { web: { image: 'nginx:1', ports: ['80'] } }"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, speech strings.Builder
+	if code := runDraft([]string{folder}, &out, &speech); code != cli.ExitOK {
+		t.Fatalf("exit %d: %s", code, &speech)
+	}
+	var d cli.Draft
+	if err := json.Unmarshal([]byte(out.String()), &d); err != nil || !strings.Contains(string(d.Files["kiln.hcl"]), `service "web"`) {
+		t.Errorf("%v: %s", err, &out)
+	}
+	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 1 {
+		t.Errorf("%v %v", entries, err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "kiln.hcl"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code := runDraft([]string{folder}, &out, &speech); code != cli.ExitConflict || !strings.Contains(speech.String(), "there is a definition already") {
+		t.Errorf("exit %d: %s", code, &speech)
 	}
 }
 

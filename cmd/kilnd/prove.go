@@ -49,7 +49,7 @@ func (p *plane) openProver(context.Context) error {
 	}
 	p.database = &database{db: p.advisories, dir: p.dir("advisories"), record: p.record}
 	p.prover = prove.New(prove.Options{
-		Inspector:  inspector{p.sealer, p.store, inspectors(p.program, program)},
+		Inspector:  inspector{p.sealer, p.store, workers(program)},
 		Advisories: advisories{p.advisories},
 		Signer:     signer{p.signer},
 		Judge:      judge,

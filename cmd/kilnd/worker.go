@@ -6,7 +6,6 @@ import (
 	"os/user"
 	"strconv"
 
-	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/cli"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/install"
@@ -23,17 +22,11 @@ const (
 )
 
 // workers is the command that tasks for processes without privileges are
-// appended to. program is the kiln executable.
-func workers(program string) confine.Program { return launched(program, program) }
-
-// inspectors is the command for the tasks that are kilnd's own, which need what
-// kiln does not carry: those of runWork. Both are paths of executables.
-func inspectors(program, kilnd string) confine.Program { return launched(program, kilnd) }
-
-// launched is the command that becomes the reader and then a worker.
-func launched(program, worker string) confine.Program {
+// appended to: those of kiln work, or those of kilnd's own, which need what kiln
+// does not carry. program is the path of the executable.
+func workers(program string) confine.Program {
 	uid, gid := unprivileged(readerUser, readerID)
-	return append(launch(program, uid, gid), worker, "work")
+	return confine.Worker(program, uid, gid)
 }
 
 // launch is the command that becomes a user without privileges and then what
@@ -57,14 +50,12 @@ func unprivileged(name string, otherwise int) (uid, gid int) {
 	return uid, gid
 }
 
-// runWork does one task on open files; kilnd starts it, without privileges.
+// runWork does one task on open files; kilnd starts it, and it gives up its
+// privileges.
 func runWork(ctx context.Context, args []string, speech io.Writer) int {
-	tasks := map[string]confine.Task{scan.Task: seal.Receive(inspect), seal.ListTask: seal.List}
-	if len(args) != 1 || tasks[args[0]] == nil {
-		return cli.Explain(speech, kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args))
-	}
 	economize()
-	if err := confine.Serve(ctx, tasks[args[0]]); err != nil {
+	tasks := map[string]confine.Task{scan.Task: seal.Receive(inspect), seal.ListTask: seal.List}
+	if err := confine.Work(ctx, args, tasks); err != nil {
 		return cli.Explain(speech, err)
 	}
 	return cli.ExitOK

@@ -124,7 +124,7 @@ func findDaemon() (string, error) {
 	}
 	found, err := exec.LookPath("kilnd")
 	if err != nil {
-		return "", kiln.Errorf(kiln.CodeUnavailable, "put kilnd beside kiln or into PATH", "no control plane runs, and kilnd is not there to be started")
+		return "", kiln.Errorf(kiln.CodeUnavailable, "put kilnd beside kiln or into PATH", "kilnd is needed for this, and it is not there")
 	}
 	return found, nil
 }

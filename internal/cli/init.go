@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"maps"
 	"os"
 	"path/filepath"
@@ -9,8 +10,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kilnproject/kiln"
-	"github.com/kilnproject/kiln/internal/scaffold"
 )
+
+// Draft is what kilnd makes for a folder: the files to write, by slash path, and
+// notes for the person who asked. What it takes to read Compose files starts
+// slower than all that kiln does, and kiln does without it.
+type Draft struct {
+	Files map[string][]byte `json:"files"`
+	Notes []string          `json:"notes,omitempty"`
+}
 
 func (a *app) initCommand() *cobra.Command {
 	return &cobra.Command{
@@ -18,21 +26,22 @@ func (a *app) initCommand() *cobra.Command {
 		Long: `Looks at the folder, at its Dockerfile or its Compose file, and writes a kiln.hcl
 that works, with comments where it had to choose.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return a.scaffold() },
+		RunE: func(command *cobra.Command, _ []string) error { return a.initialize(command.Context()) },
 	}
 }
 
-func (a *app) scaffold() error {
+// initialize writes the files of a draft, none of which is there yet.
+func (a *app) initialize(ctx context.Context) error {
 	root, err := os.OpenRoot(a.dir)
 	if err != nil {
 		return fileError(err)
 	}
 	defer func() { _ = root.Close() }()
-	files, notes, err := scaffold.Generate(root.FS())
+	d, err := ofDaemon[Draft](ctx, a, "draft", a.dir)
 	if err != nil {
 		return err
 	}
-	names := slices.Sorted(maps.Keys(files))
+	names := slices.Sorted(maps.Keys(d.Files))
 	for _, name := range names {
 		if _, err := root.Lstat(name); err == nil {
 			return kiln.Errorf(kiln.CodeConflict, "change it, or remove it first", "%s exists", filepath.Join(a.dir, name))
@@ -42,11 +51,11 @@ func (a *app) scaffold() error {
 		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return fileError(err)
 		}
-		if err := replaceFile(root, name, files[name]); err != nil {
+		if err := replaceFile(root, name, d.Files[name]); err != nil {
 			return err
 		}
 	}
-	for _, note := range notes {
+	for _, note := range d.Notes {
 		a.say("%s", note)
 	}
 	if err := a.printNames(names); err != nil {

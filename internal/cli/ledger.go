@@ -162,17 +162,23 @@ func (a *app) nobodyHere(err error) bool {
 // offline has kilnd work on a data directory on which no control plane runs,
 // and reads what it prints. What it says on standard error is an error of ours.
 func offline[T any](ctx context.Context, a *app, command string, args ...string) (T, error) {
+	data, err := filepath.Abs(a.data)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return ofDaemon[T](ctx, a, append([]string{command, "--data", data}, args...)...)
+}
+
+// ofDaemon runs a command of kilnd and reads what it prints.
+func ofDaemon[T any](ctx context.Context, a *app, args ...string) (T, error) {
 	var result T
 	program, err := findDaemon()
 	if err != nil {
 		return result, err
 	}
-	data, err := filepath.Abs(a.data)
-	if err != nil {
-		return result, err
-	}
 	var out bytes.Buffer
-	daemon := exec.CommandContext(ctx, program, append([]string{command, "--data", data}, args...)...)
+	daemon := exec.CommandContext(ctx, program, args...)
 	daemon.Env, daemon.Stdin, daemon.Stdout, daemon.Stderr = a.Environ, a.In, &out, a.Err
 	// It removes what is half made when it is told to end.
 	daemon.Cancel, daemon.WaitDelay = func() error { return daemon.Process.Signal(syscall.SIGTERM) }, endTimeout

@@ -112,6 +112,21 @@ func write(_ context.Context, request json.RawMessage, files []*os.File) (any, e
 	return len(b), err
 }
 
+func TestNoWorkIsDoneAsRoot(t *testing.T) {
+	tasks := map[string]Task{"try": func(context.Context, json.RawMessage, []*os.File) (any, error) {
+		t.Error("something was done")
+		return nil, nil
+	}}
+	for name, args := range map[string][]string{
+		"no user": {"try"}, "no number": {"you", "1", "try"}, "root": {"0", "1", "try"}, "root's group": {"1", "0", "try"},
+		"negative": {"-1", "1", "try"}, "no task": {"1", "1", "other"},
+	} {
+		if err := Work(t.Context(), args, tasks); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
 func TestAWorkerWorksOnOpenFiles(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "in"), []byte("some"), 0o600); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"github.com/kilnproject/kiln"
@@ -23,8 +24,14 @@ const (
 )
 
 // Program is the command that becomes a worker once a task's name is appended:
-// it changes to an unprivileged user and calls Serve.
+// it calls Work, or Serve where it has another user already.
 type Program []string
+
+// Worker is the command of an executable that hands what follows the first two
+// words to Work: "PROGRAM work UID GID".
+func Worker(program string, uid, gid int) Program {
+	return Program{program, "work", strconv.Itoa(uid), strconv.Itoa(gid)}
+}
 
 // asked is what a worker reads from its standard input, which stays open as
 // long as the work is wanted.
@@ -109,6 +116,23 @@ func after(words string) string {
 // Task does something with a request and open files. What it returns is
 // answered, also when there is an error.
 type Task func(ctx context.Context, request json.RawMessage, files []*os.File) (any, error)
+
+// Work is the worker that the arguments "UID GID TASK" ask for: it becomes that
+// user and serves the task.
+func Work(ctx context.Context, args []string, tasks map[string]Task) error {
+	const arguments = 3
+	if len(args) != arguments || tasks[args[2]] == nil {
+		return kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args)
+	}
+	uid, gid, err := ids(args[0], args[1])
+	if err != nil {
+		return kiln.Errorf(kiln.CodeInvalid, "", "the task's user: %w", err)
+	}
+	if err := Become(uid, gid); err != nil {
+		return err
+	}
+	return Serve(ctx, tasks[args[2]])
+}
 
 // Serve is the worker: it gives up what it does not need, reads one request,
 // does it, and answers. It returns an error where it could not even answer.
