@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -97,12 +98,32 @@ func (c *Client) Ping(ctx context.Context) (Info, error) {
 	return *r.Info, nil
 }
 
-// Stop ends the keeper and its gateway. It is a conflict while instances live,
-// unless forced: they live on then, and their ends will not be known.
+// Stop ends the keeper and its gateway, and returns when another keeper can be
+// started. It is a conflict while instances live, unless forced: they live on
+// then, and their ends will not be known.
 func (c *Client) Stop(ctx context.Context, force bool) error {
-	_, err := c.call(ctx, request{Method: methodStop, Force: force})
-	return err
+	if _, err := c.call(ctx, request{Method: methodStop, Force: force}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*endLimit) // it gives the gateway one
+	defer cancel()
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		lock, err := lockDir(filepath.Dir(c.socket))
+		if err == nil {
+			return lock.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return kiln.Errorf(kiln.CodeUnavailable, "keep.log in the data directory may say why", "the keeper was told to end: %w", err)
+		case <-tick.C:
+		}
+	}
 }
+
+// lockPoll is how often Stop looks whether the keeper has ended.
+const lockPoll = 10 * time.Millisecond
 
 // Watch sends every process once and then each change, until ctx ends and the
 // channel is closed. It connects again when the keeper was restarted, and

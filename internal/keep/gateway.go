@@ -60,10 +60,25 @@ func newGateway(k *keeper, dir string) (*gateway, error) {
 	if g.control, err = listenUnix(filepath.Join(dir, "gateway.sock")); err != nil {
 		return nil, err
 	}
-	if g.socket, err = g.control.File(); err != nil {
+	if g.socket, err = share(g.control); err != nil {
 		return nil, errors.Join(fmt.Errorf("share the gateway's socket: %w", err), g.control.Close())
 	}
 	return g, g.home()
+}
+
+// share is another descriptor of a listener. One of its File method would turn
+// to blocking, for all gateways that have the socket, when it is passed on.
+func share(l *net.UnixListener) (*os.File, error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var failed error
+	if err := raw.Control(func(of uintptr) { fd, failed = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); errors.Join(err, failed) != nil {
+		return nil, errors.Join(err, failed)
+	}
+	return os.NewFile(uintptr(fd), "control"), nil
 }
 
 // user is who the gateway is.

@@ -105,6 +105,9 @@ func keeperRole(options string) int {
 // capabilities, and every request on the control socket with "ok". As the real
 // one it goes on without its keeper, and finishes what it has begun when it is
 // told to end.
+// leaves is what a gateway says that ends by itself.
+const leaves = "the gateway leaves"
+
 func gatewayRole() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -115,14 +118,14 @@ func gatewayRole() int {
 	if err != nil {
 		return 2
 	}
-	go answerAll(control, "ok\n")
+	var answering sync.WaitGroup
+	answering.Go(func() { answerAll(control, "ok\n") })
 	conn, err := handoff.Conn(os.NewFile(4, "handoff"))
 	if err != nil {
 		return 2
 	}
 	context.AfterFunc(ctx, func() { _ = conn.Close() })
 	listeners := map[string]io.Closer{}
-	var answering sync.WaitGroup
 	whoami := fmt.Sprintf("%d %d %s\n", os.Getpid(), os.Geteuid(), statusFields())
 	err = handoff.Serve(conn, func(name string, f *os.File) error {
 		if f == nil {
@@ -152,10 +155,12 @@ func gatewayRole() int {
 		return 1
 	}
 	<-ctx.Done()
+	_ = control.Close()
 	for _, l := range listeners {
 		_ = l.Close()
 	}
 	answering.Wait()
+	fmt.Fprintln(os.Stderr, leaves)
 	return 0
 }
 

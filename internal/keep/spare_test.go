@@ -60,6 +60,32 @@ func (r *rig) awaitSpare() (gateway, spare int) {
 	return gateway, spare
 }
 
+// The socket that both gateways have must not become blocking: an accept could
+// not be ended then.
+func TestAGatewayWithASpareEndsWhenItIsTold(t *testing.T) {
+	r := newRig(t, true)
+	listen := func() {
+		if err := r.Listen(t.Context(), []string{fmt.Sprintf("tcp://127.0.0.1:%d", freePort(t))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listen()
+	_, spare := r.awaitSpare()
+	r.kill(spare)
+	listen() // the next spare is started when the gateway accepts already
+	r.awaitSpare()
+	if s, err := ask("unix", filepath.Join(r.dir, "run", "gateway.sock")); err != nil || s != "ok\n" {
+		t.Fatalf("%q %v", s, err)
+	}
+	if err := r.Stop(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(r.log(), leaves) {
+		t.Errorf("the gateway was killed:\n%s", r.log())
+	}
+	r.start()
+}
+
 func TestTheSpareGatewayFollows(t *testing.T) {
 	r := newRig(t, true)
 	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
