@@ -61,6 +61,14 @@ type Engine interface {
 	Logs(ctx context.Context, w io.Writer, query LogQuery) error
 }
 
+// Preparer is an engine that makes ready what it can of templates before
+// anything says that they may run, so that Admit has less to do.
+type Preparer interface {
+	// Prepare starts nothing, and leaves to Admit what it does not do: its error
+	// says that Admit will have to.
+	Prepare(ctx context.Context, templates []Template) error
+}
+
 // Change is one thing that an engine saw.
 type Change struct {
 	At       time.Time `json:"at"`

@@ -95,10 +95,22 @@ func (i images) Root(ctx context.Context, manifest kiln.Digest, mountPoints []st
 	if err := i.prover.Admit(ctx, manifest); err != nil {
 		return "", ocispec.ImageConfig{}, err
 	}
+	root, err := i.seal(ctx, manifest, mountPoints)
+	return root.Dir, root.Config, err
+}
+
+// Seal also takes an image that is still being proved: what was sealed does not
+// run before Root gives it out.
+func (i images) Seal(ctx context.Context, manifest kiln.Digest, mountPoints []string) error {
+	_, err := i.seal(ctx, manifest, mountPoints)
+	return err
+}
+
+func (i images) seal(ctx context.Context, manifest kiln.Digest, mountPoints []string) (seal.Root, error) {
 	within, end := i.tracer.Begin(ctx, "seal", "image", string(manifest))
 	root, err := i.Sealer.Root(within, manifest, mountPoints)
 	end(err)
-	return root.Dir, root.Config, err
+	return root, err
 }
 
 // uploads lets clients of the API store blobs.

@@ -156,7 +156,7 @@ func (p *plane) assemble(ctx context.Context) error {
 	p.control = control.New(control.Options{
 		Ledger: p.durable(), Store: p.store, Baker: observedBaker{baker{p.baker, p.store}, watching}, Prover: p.prover, Examiner: examiner, Locks: p.signer.Records("lock"),
 		Looker: p.prover, Images: p.store, Advisories: p.database.Status, Observer: watching,
-		Engine: durableEngine{p.engine, p.reserve}, Loader: loader{},
+		Engine: durableEngine{p.engine, p.reserve}, Preparer: p.engine, Loader: loader{},
 		Storage: []control.Collector{caches{p.baker}, seals{p.sealer}, blobs{p.store}, writings{p.engine}}, StorageMax: s.storageMax,
 		Log: p.log, Version: version, Faults: wanted, PublicURL: publicURL(func() local.Listen { return p.settings.Load().listen }),
 		Problems: p.tracker.Problems,

@@ -28,6 +28,7 @@ type Control struct {
 	images   Images
 	advise   func() Advisories
 	engine   kiln.Engine
+	preparer kiln.Preparer
 	loader   Loader
 	storage  []Collector
 	max      atomic.Int64
@@ -73,7 +74,7 @@ type Control struct {
 // New returns a Control that does nothing until Run.
 func New(o Options) *Control {
 	c := &Control{
-		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, locks: o.Locks, looker: o.Looker, images: o.Images, advise: o.Advisories, engine: o.Engine, loader: o.Loader,
+		ledger: o.Ledger, store: o.Store, baker: o.Baker, prover: o.Prover, examiner: o.Examiner, locks: o.Locks, looker: o.Looker, images: o.Images, advise: o.Advisories, engine: o.Engine, preparer: o.Preparer, loader: o.Loader,
 		storage: o.Storage, log: o.Log, version: o.Version,
 		url: o.PublicURL, now: o.Now, faults: o.Faults, observer: o.Observer, others: o.Problems,
 		restored:     make(chan struct{}),

@@ -213,6 +213,7 @@ func (b *bench) start() {
 		Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Version: "test", Faults: b.faults, Observer: b.observer,
 		Storage: b.storage, StorageMax: 80, Now: b.clock,
 	}
+	options.Preparer, _ = e.(kiln.Preparer)
 	if w := b.world; w != nil {
 		options.Baker, options.Store, options.Prover, options.Loader, options.Locks = worldBaker{w}, worldStore{world: w}, worldProver{w}, worldLoader{}, stamps{}
 	}

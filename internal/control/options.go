@@ -29,6 +29,7 @@ type Options struct {
 	// Advisories says what is known of vulnerabilities; nil for nothing to say.
 	Advisories func() Advisories
 	Engine     kiln.Engine
+	Preparer   kiln.Preparer // the engine, where it can prepare; nil leaves all to Admit
 	Loader     Loader
 	// Storage is collected in this order when the machine needs room.
 	Storage []Collector

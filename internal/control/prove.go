@@ -8,10 +8,52 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/gate"
 )
+
+// proved is what prove returns.
+type proved struct {
+	verdicts map[string]kiln.Verdict
+	bundle   kiln.Digest
+}
+
+// proveAndPrepare proves while the engine prepares what it can of the same
+// images, which takes as long.
+func (c *Control) proveAndPrepare(ctx context.Context, r UpRequest, def Definition, baked kiln.BakeResult, feed *feed, phases map[string]time.Duration) (p proved, err error) {
+	within, stop := context.WithCancel(ctx)
+	defer stop()
+	prepared := make(chan struct{})
+	go func() {
+		defer close(prepared)
+		c.prepareEngine(within, services(def.Spec, baked.Images))
+	}()
+	began := c.now()
+	if p.verdicts, p.bundle, err = c.prove(ctx, r, def, baked, feed); err != nil {
+		stop() // nothing of it will run
+	}
+	phases["prove"] = c.now().Sub(began)
+	began = c.now()
+	<-prepared
+	phases["seal"] = c.now().Sub(began)
+	return p, err
+}
+
+// prepareEngine has the engine do now what it would do when it admits.
+func (c *Control) prepareEngine(ctx context.Context, services []kiln.ReleaseService) {
+	if c.preparer == nil {
+		return
+	}
+	templates := make([]kiln.Template, 0, len(services))
+	for _, s := range services {
+		templates = append(templates, s.Template)
+	}
+	if err := c.preparer.Prepare(ctx, templates); err != nil {
+		c.log.DebugContext(ctx, "left to be done when it is admitted", "error", err)
+	}
+}
 
 // prove judges and signs what was baked, and stores the bundle. Without a
 // passing verdict for each image there is no bundle.

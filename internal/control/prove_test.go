@@ -7,9 +7,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
 // prover says of each image what it is told to.
@@ -163,6 +165,60 @@ func TestAPlanShowsVerdictsAndProvesNothing(t *testing.T) {
 		}
 		if len(p.asked) > 0 || len(p.signed) > 0 || p.foreseen != 1 {
 			t.Errorf("proved %d, signed %d, foreseen %d", len(p.asked), len(p.signed), p.foreseen)
+		}
+	})
+}
+
+// preparing is an engine that prepares, for as long as hold is open.
+type preparing struct {
+	*kilntest.Fake
+	asked chan []kiln.Template
+	hold  chan struct{}
+	ended chan error
+}
+
+func (p *preparing) Prepare(ctx context.Context, templates []kiln.Template) error {
+	p.asked <- templates
+	select {
+	case <-p.hold:
+	case <-ctx.Done():
+	}
+	p.ended <- ctx.Err()
+	return ctx.Err()
+}
+
+func TestTheEnginePreparesWhatIsBeingProved(t *testing.T) {
+	p := &prover{verdicts: map[string]kiln.Verdict{}}
+	var engine *preparing
+	onBenchAs(t, func(b *bench) {
+		engine = &preparing{b.engine, make(chan []kiln.Template, 1), make(chan struct{}), make(chan error, 1)}
+		b.prover, b.engineAs = p, engine
+	}, func(t *testing.T, b *bench) {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := b.up(shop("production", "1"))
+			ended <- err
+		}()
+		if templates := <-engine.asked; len(templates) != len(shop("production", "1").Services) || templates[0].Image == "" {
+			t.Errorf("%v", templates)
+		}
+		synctest.Wait()
+		if kinds := b.kinds(); slices.Contains(kinds, "release.created") {
+			t.Errorf("released before it was prepared: %v", kinds)
+		}
+		close(engine.hold)
+		if err := errors.Join(<-ended, <-engine.ended); err != nil {
+			t.Fatal(err)
+		}
+
+		// What does not pass is not prepared to the end.
+		engine.hold = make(chan struct{})
+		p.verdicts["web-2"] = kiln.Verdict{Outcome: kiln.OutcomeFail}
+		if _, err := b.up(shop("production", "2")); !errors.Is(err, &kiln.Error{Code: kiln.CodeRefused}) {
+			t.Errorf("%v", err)
+		}
+		if err := <-engine.ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("prepared to the end: %v", err)
 		}
 	})
 }

@@ -236,15 +236,13 @@ func (c *Control) prepare(ctx context.Context, r UpRequest, def Definition, out 
 	}
 	out.Phases["bake"] = c.now().Sub(began)
 	out.Images, out.Lock = baked.Images, baked.Lock
-	began = c.now()
-	verdicts, bundle, err := c.prove(ctx, r, def, baked, feed)
+	proved, err := c.proveAndPrepare(ctx, r, def, baked, feed, out.Phases)
 	if err != nil {
 		return kiln.Release{}, err
 	}
-	out.Phases["prove"] = c.now().Sub(began)
-	out.Verdicts = verdicts
+	out.Verdicts = proved.verdicts
 	release := kiln.Release{
-		Environment: name, Bundle: bundle, Source: r.Source, CreatedAt: c.now().UTC(), Actor: r.Actor,
+		Environment: name, Bundle: proved.bundle, Source: r.Source, CreatedAt: c.now().UTC(), Actor: r.Actor,
 		Values: def.Values, Services: services(def.Spec, baked.Images), Routes: def.Spec.Routes, State: kiln.ReleasePending,
 		TTL: def.Environment.TTL,
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/local/oci"
 )
 
 const (
@@ -58,6 +59,19 @@ func (e *Engine) Admit(ctx context.Context, fleets []kiln.Fleet) error {
 	return g.Wait()
 }
 
+// Prepare implements kiln.Preparer.
+func (e *Engine) Prepare(ctx context.Context, templates []kiln.Template) error {
+	if err := e.roomOnDisk(0); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(cap(e.starts))
+	for _, t := range templates {
+		g.Go(func() error { return e.Images.Seal(ctx, t.Image, oci.MountPoints(t)) })
+	}
+	return g.Wait()
+}
+
 // checkEgress refuses what would be declared in vain.
 func checkEgress(t kiln.Template) error {
 	for _, g := range t.Config.Egress {
@@ -89,14 +103,8 @@ func (e *Engine) room(total, memory int64, more map[string]int64) error {
 		return kiln.Errorf(kiln.CodeNoRoom, "lower the counts, or free memory",
 			"%d more instances need about %d MiB of memory, and %d MiB are available", total, (memory+reserveMemory)>>20, available>>20)
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(e.paths.root, &disk); err != nil {
-		return fmt.Errorf("ask for free disk: %w", err)
-	}
-	free := int64(disk.Bavail) * disk.Bsize // no disk is that large
-	if need := total*diskPerInstance + reserveDisk; need > free {
-		return kiln.Errorf(kiln.CodeNoRoom, "free disk space on the file system of the data directory",
-			"%d more instances need about %d MiB of disk, and %d MiB are free", total, need>>20, free>>20)
+	if err := e.roomOnDisk(total); err != nil {
+		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -110,6 +118,20 @@ func (e *Engine) room(total, memory int64, more map[string]int64) error {
 		}
 	}
 	return e.savePlan()
+}
+
+// roomOnDisk checks that there is room for more instances.
+func (e *Engine) roomOnDisk(more int64) error {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(e.paths.root, &disk); err != nil {
+		return fmt.Errorf("ask for free disk: %w", err)
+	}
+	free := int64(disk.Bavail) * disk.Bsize // no disk is that large
+	if need := more*diskPerInstance + reserveDisk; need > free {
+		return kiln.Errorf(kiln.CodeNoRoom, "free disk space on the file system of the data directory",
+			"%d more instances need about %d MiB of disk, and %d MiB are free", more, need>>20, free>>20)
+	}
+	return nil
 }
 
 // memoryAvailable is what the kernel thinks can be used without swapping, in

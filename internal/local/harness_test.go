@@ -301,6 +301,11 @@ func newImages(t testing.TB, dir string) *images {
 	return &images{dir: root}
 }
 
+func (i *images) Seal(ctx context.Context, manifest kiln.Digest, points []string) error {
+	_, _, err := i.Root(ctx, manifest, points)
+	return err
+}
+
 func (i *images) Root(context.Context, kiln.Digest, []string) (string, ocispec.ImageConfig, error) {
 	return i.dir, ocispec.ImageConfig{Entrypoint: []string{"/app"}, Env: []string{"IMAGE=1", "WHO=image"}}, nil
 }
