@@ -8,10 +8,14 @@ import (
 	"github.com/kilnproject/kiln/internal/kilntest"
 )
 
+// previewTTL is long beside the pauses between looks, and short enough for every
+// look in it to be had in a test.
+const previewTTL = 6 * time.Hour
+
 // preview is a shop that ends by itself.
 func preview(version string) app {
 	a := shop("preview-x", version)
-	a.Environment.TTL = 72 * time.Hour
+	a.Environment.TTL = previewTTL
 	return a
 }
 
@@ -20,12 +24,12 @@ func TestAnEnvironmentEndsItsTTLAfterTheLastRelease(t *testing.T) {
 		b.mustUp(shop("production", "1"))
 		b.mustUp(preview("1"))
 		b.settled()
-		kilntest.Pass(71 * time.Hour)
+		kilntest.Pass(previewTTL - time.Hour)
 		b.mustUp(preview("2"))
 		b.settled()
 		b.halt() // a restart does not begin anew
 		b.start()
-		kilntest.Pass(71 * time.Hour)
+		kilntest.Pass(previewTTL - time.Hour)
 		b.settled()
 		b.wantRunning("preview-x", map[string]int{"web 2": 3, "orders 2": 2, "mailer 2": 1})
 		kilntest.Pass(2 * time.Hour)
@@ -55,13 +59,13 @@ func TestARollbackIsAReleaseThatGoesLive(t *testing.T) {
 		b.mustUp(preview("1"))
 		b.mustUp(preview("2"))
 		b.settled()
-		kilntest.Pass(48 * time.Hour)
+		kilntest.Pass(previewTTL * 2 / 3)
 		_, err := b.Rollback(t.Context(), RollbackRequest{Environment: "preview-x"}, nil)
 		check(t, err)
-		kilntest.Pass(48 * time.Hour)
+		kilntest.Pass(previewTTL * 2 / 3)
 		b.settled()
 		b.wantRunning("preview-x", map[string]int{"web 1": 3, "orders 1": 2, "mailer 1": 1})
-		kilntest.Pass(25 * time.Hour)
+		kilntest.Pass(previewTTL/3 + time.Hour)
 		b.settled()
 		b.wantRunning("preview-x", nil)
 	})
@@ -72,11 +76,11 @@ func TestAnotherTTLIsAnotherRelease(t *testing.T) {
 		b.mustUp(preview("1"))
 		b.settled()
 		longer := preview("1")
-		longer.Environment.TTL = 200 * time.Hour
+		longer.Environment.TTL = 3 * previewTTL
 		if r, err := b.up(longer); err != nil || r.Nothing {
 			t.Fatalf("%+v, %v", r, err)
 		}
-		kilntest.Pass(100 * time.Hour)
+		kilntest.Pass(previewTTL + previewTTL/2)
 		b.settled()
 		b.wantStates("preview-x", kiln.ReleaseRetired, kiln.ReleaseLive)
 	})
