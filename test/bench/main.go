@@ -38,6 +38,7 @@ func items() []item {
 		{"rest", "memory at rest, and kiln version", benchRest},
 		{"memory", "Kiln's own memory per instance, from 100 to 500", benchMemory},
 		{"ledger", "a ledger of a million events", benchLedger},
+		{"judged", "what the gate adds where every image is known", benchJudged},
 		{"rematch", "what runs matched again after the advisories changed", benchRematch},
 		{"powercut", "a ledger whose power is cut", benchPowerCut},
 		{"gateway", "the gateway beside nginx", benchGateway},
