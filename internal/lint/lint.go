@@ -70,9 +70,9 @@ type Lint struct {
 	count    map[string]int // of a rule, those that are not listed included
 	added    map[kiln.Digest]bool
 	layer    kiln.Digest
-	judging  bool // the present layer
-	secrets  *searcher
-	contents int64 // bytes read
+	judging  bool   // the present layer
+	buffer   []byte // for what is searched; made when something is
+	contents int64  // bytes read
 
 	maxContents int64
 	maxFiles    int
@@ -88,7 +88,7 @@ type finding struct {
 func New() *Lint {
 	l := &Lint{
 		rules: map[string]Rule{}, found: map[finding]kiln.Finding{}, count: map[string]int{},
-		added: map[kiln.Digest]bool{}, secrets: newSearcher(), maxContents: maxContents, maxFiles: maxFiles,
+		added: map[kiln.Digest]bool{}, maxContents: maxContents, maxFiles: maxFiles,
 	}
 	for _, r := range Rules() {
 		l.rules[r.ID] = r

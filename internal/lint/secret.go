@@ -26,7 +26,7 @@ func (l *Lint) Entry(header *tar.Header, r io.Reader) error {
 	}
 	at := clean(header.Name)
 	public := publicKey(at)
-	n, err := l.secrets.search(io.LimitReader(r, l.maxContents-l.contents+1), at, func(what string) {
+	n, err := l.search(io.LimitReader(r, l.maxContents-l.contents+1), at, func(what string) {
 		if !public {
 			l.add(Secret, what, at, l.layer)
 		}
@@ -70,9 +70,17 @@ func (l *Lint) Config(config, base v1.Image) {
 	}
 }
 
+// search looks for secrets in a content.
+func (l *Lint) search(r io.Reader, at string, found func(what string)) (int64, error) {
+	if l.buffer == nil {
+		l.buffer = make([]byte, window)
+	}
+	return secretSearcher().search(l.buffer, r, at, found)
+}
+
 // words looks for secrets in a text of the configuration.
 func (l *Lint) words(s, where string) {
-	_, err := l.secrets.search(strings.NewReader(s), "", func(what string) { l.add(Secret, what+" "+printable(where), "", "") })
+	_, err := l.search(strings.NewReader(s), "", func(what string) { l.add(Secret, what+" "+printable(where), "", "") })
 	if err != nil {
 		return // a string's reader has none
 	}
