@@ -157,7 +157,7 @@ func gatewayReads() []string {
 func launchCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "launch UID GID COMMAND...", Hidden: true, DisableFlagParsing: true, Short: "Start a program without privileges; the keeper uses it",
-		RunE: func(_ *cobra.Command, args []string) error { return keep.Launch(args) },
+		RunE: func(_ *cobra.Command, args []string) error { return confine.Launch(args) },
 	}
 }
 

@@ -15,11 +15,8 @@ func Become(uid, gid int) error {
 	if uid <= 0 || gid <= 0 {
 		return fmt.Errorf("become %d:%d: not a user and a group without privileges", uid, gid)
 	}
-	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
-		// EINVAL: this kernel has fewer.
-		if err := everywhere(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("drop the bounding set: %w", err)
-		}
+	if err := dropBounding(everywhere); err != nil {
+		return err
 	}
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(gid, gid, gid), syscall.Setresuid(uid, uid, uid)); err != nil {
 		return fmt.Errorf("become %d:%d: %w", uid, gid, err) // what capabilities there were went with the user

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/handoff"
 )
 
@@ -441,7 +442,7 @@ func (g *gateway) spawn(turn, listeners *os.File) (int, <-chan unix.WaitStatus, 
 			return 0, nil, errors.New("the keeper is root and has no command to start the gateway as another user")
 		}
 		uid, gid := g.user()
-		command = slices.Concat(g.opt.Launch, launchArgs(uid, gid, command))
+		command = slices.Concat(g.opt.Launch, confine.LaunchArgs(uid, gid, command))
 	}
 	path, err := findProgram(command[0])
 	if err != nil {

@@ -37,7 +37,7 @@ type Options struct {
 	// GatewayUID and GatewayGID are who the gateway is; 0 means 65521. They
 	// count only when the keeper is root.
 	GatewayUID, GatewayGID int
-	// Launch is the command that calls Launch with the arguments that follow.
+	// Launch is the command that calls confine.Launch with the arguments that follow.
 	// A keeper that is root needs it to start the gateway. Here and in Gateway
 	// an empty first word is the program that runs, wherever its file is now.
 	Launch []string

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/handoff"
 	"github.com/kilnproject/kiln/internal/kilntest"
 )
@@ -45,7 +46,7 @@ func TestMain(m *testing.M) {
 			_, _ = fmt.Fprint(os.Stdout, err)
 			os.Exit(0)
 		case "role=launch":
-			fmt.Fprintln(os.Stderr, Launch(os.Args[2:]))
+			fmt.Fprintln(os.Stderr, confine.Launch(os.Args[2:]))
 			os.Exit(1)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnproject/kiln"
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/logs"
 )
 
@@ -75,7 +76,7 @@ func TestAnotherUserIsRefused(t *testing.T) {
 	for p := filepath.Dir(socket); p != filepath.Clean(os.TempDir()) && len(p) > 1; p = filepath.Dir(p) {
 		open(p)
 	}
-	cmd := exec.Command(os.Args[0], launchArgs(defaultGatewayID, defaultGatewayID, []string{os.Args[0], "role=dial", socket})...)
+	cmd := exec.Command(os.Args[0], confine.LaunchArgs(defaultGatewayID, defaultGatewayID, []string{os.Args[0], "role=dial", socket})...)
 	cmd.Args = append([]string{os.Args[0], "role=launch"}, cmd.Args[1:]...)
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "may not use the keeper") {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gateway"
 	"github.com/kilnproject/kiln/internal/keep"
 )
@@ -44,6 +45,6 @@ func run(args []string) error {
 		}
 		return gateway.Run(context.Background(), gateway.Options{Dir: ".", Log: log})
 	default:
-		return keep.Launch(args[1:])
+		return confine.Launch(args[1:])
 	}
 }

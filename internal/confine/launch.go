@@ -1,4 +1,4 @@
-package keep
+package confine
 
 import (
 	"errors"
@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// launchArgs are what Launch takes.
-func launchArgs(uid, gid int, command []string) []string {
+// LaunchArgs are what Launch takes.
+func LaunchArgs(uid, gid int, command []string) []string {
 	return append([]string{strconv.Itoa(uid), strconv.Itoa(gid)}, command...)
 }
 
@@ -28,9 +28,8 @@ func Launch(args []string) error {
 	if len(args) < 3 {
 		return errors.New("launch: want a user, a group and a command")
 	}
-	uid, uerr := strconv.Atoi(args[0])
-	gid, gerr := strconv.Atoi(args[1])
-	if err := errors.Join(uerr, gerr); err != nil || uid <= 0 || gid <= 0 {
+	uid, gid, err := ids(args[0], args[1])
+	if err != nil || uid <= 0 || gid <= 0 {
 		return fmt.Errorf("launch: %q and %q are not a user and a group without privileges", args[0], args[1])
 	}
 	runtime.LockOSThread() // what follows concerns this thread, and the program that it becomes
@@ -65,11 +64,11 @@ func become(uid, gid int) error {
 		what string
 		do   func() error
 	}{
-		{"drop the bounding set", dropBounding},
+		{"drop what programs may bring", func() error { return dropBounding(raw) }},
 		{"drop groups", func() error { return raw(unix.SYS_SETGROUPS, 0, 0, 0) }},
-		{"become the group", func() error { return raw(unix.SYS_SETRESGID, gid, gid, gid) }},
+		{"become the group", func() error { return raw(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)) }},
 		{"keep a capability", func() error { return unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0) }},
-		{"become the user", func() error { return raw(unix.SYS_SETRESUID, uid, uid, uid) }},
+		{"become the user", func() error { return raw(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)) }},
 		{"drop capabilities", keepSearchOnly},
 		{"refuse new privileges", func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }},
 	}
@@ -83,20 +82,22 @@ func become(uid, gid int) error {
 
 // raw is a system call for this thread alone, where package syscall would make
 // it for all.
-func raw(trap uintptr, a, b, c int) error {
-	if _, _, errno := unix.RawSyscall(trap, uintptr(a), uintptr(b), uintptr(c)); errno != 0 {
+func raw(trap, a, b, c uintptr) error {
+	if _, _, errno := unix.RawSyscall(trap, a, b, c); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
-func dropBounding() error {
-	for c := 0; c <= unix.CAP_LAST_CAP; c++ {
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+// dropBounding gives up every capability that a program could bring, by a system
+// call of one thread or of all.
+func dropBounding(call func(trap, a, b, c uintptr) error) error {
+	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
 		// EINVAL: this kernel has fewer. EPERM: a root that may not, and has
 		// nothing that no_new_privs and the user do not take away.
+		err := call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
-			return err
+			return fmt.Errorf("drop the bounding set: %w", err)
 		}
 	}
 	return nil
