@@ -70,9 +70,9 @@ type Lint struct {
 	count    map[string]int // of a rule, those that are not listed included
 	added    map[kiln.Digest]bool
 	layer    kiln.Digest
-	judging  bool   // the present layer
-	buffer   []byte // for what is searched; made when something is
-	contents int64  // bytes read
+	judging  bool      // the present layer
+	secrets  *searcher // made when something is searched: it takes its time
+	contents int64     // bytes read
 
 	maxContents int64
 	maxFiles    int

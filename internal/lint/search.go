@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"regexp"
-	"sync"
 )
 
 const (
@@ -24,16 +23,13 @@ const (
 // algorithm of Wu and Manber skips what no text can be at, and only where a
 // text stands does a rule look closer.
 type searcher struct {
-	rules []compiled
-	files []compiled
-	skip  [1 << 16]uint8 // by two bytes: how far to go on; 0 is to look
-	lists [1 << 16]uint8 // by two bytes: 1 and the index of their texts
-	texts [][]text
+	rules  []compiled
+	files  []compiled
+	skip   [1 << 16]uint8 // by two bytes: how far to go on; 0 is to look
+	lists  [1 << 16]uint8 // by two bytes: 1 and the index of their texts
+	texts  [][]text
+	buffer []byte
 }
-
-// secretSearcher is the one of all lints: it takes its time to make, and nothing
-// changes it.
-var secretSearcher = sync.OnceValue(newSearcher)
 
 // text is one of a rule's.
 type text struct {
@@ -48,7 +44,7 @@ type compiled struct {
 }
 
 func newSearcher() *searcher {
-	s := &searcher{}
+	s := &searcher{buffer: make([]byte, window)}
 	for i := range s.skip {
 		s.skip[i] = minText - block + 1
 	}
@@ -105,30 +101,30 @@ func rarity(s string) int {
 }
 
 // search reads a file to its end and says what secrets are in it, each kind
-// once. It returns how many bytes it read. The buffer is of window bytes.
-func (s *searcher) search(buffer []byte, r io.Reader, path string, found func(what string)) (int64, error) {
+// once. It returns how many bytes it read.
+func (s *searcher) search(r io.Reader, path string, found func(what string)) (int64, error) {
 	done := make([]bool, len(s.rules))
 	have, start, total := 0, 0, int64(0)
 	for {
-		n, err := io.ReadFull(r, buffer[have:])
+		n, err := io.ReadFull(r, s.buffer[have:])
 		total += int64(n)
 		last := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 		if err != nil && !last {
 			return total, err
 		}
 		if total == int64(have+n) { // the first time
-			s.named(buffer[:have+n], path, found)
+			s.named(s.buffer[:have+n], path, found)
 		}
 		have += n
 		limit := have
 		if !last {
 			limit -= maxMatch
 		}
-		s.scan(buffer[:have], start, limit, done, found)
+		s.scan(s.buffer[:have], start, limit, done, found)
 		if last {
 			return total, nil
 		}
-		have = copy(buffer, buffer[limit-before:have])
+		have = copy(s.buffer, s.buffer[limit-before:have])
 		start = before
 	}
 }

@@ -72,10 +72,10 @@ func (l *Lint) Config(config, base v1.Image) {
 
 // search looks for secrets in a content.
 func (l *Lint) search(r io.Reader, at string, found func(what string)) (int64, error) {
-	if l.buffer == nil {
-		l.buffer = make([]byte, window)
+	if l.secrets == nil {
+		l.secrets = newSearcher()
 	}
-	return secretSearcher().search(l.buffer, r, at, found)
+	return l.secrets.search(r, at, found)
 }
 
 // words looks for secrets in a text of the configuration.
