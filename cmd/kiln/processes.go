@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/bake/debian/strip"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gateway"
@@ -166,8 +167,14 @@ func launchCommand() *cobra.Command {
 func workCommand() *cobra.Command {
 	tasks := map[string]confine.Task{seal.Task: seal.Work, strip.Task: strip.Work}
 	return &cobra.Command{
-		Use: "work UID GID TASK", Hidden: true, Short: "Do one task on open files without privileges; kilnd starts it",
-		RunE: func(command *cobra.Command, args []string) error { return confine.Work(command.Context(), args, tasks) },
+		Use: "work TASK", Hidden: true, Short: "Do one task on open files; kilnd starts it", Args: cobra.ExactArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			do, ok := tasks[args[0]]
+			if !ok {
+				return kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args[0])
+			}
+			return confine.Serve(command.Context(), do)
+		},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os/user"
 	"strconv"
 
+	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/cli"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/install"
@@ -26,7 +27,7 @@ const (
 // does not carry. program is the path of the executable.
 func workers(program string) confine.Program {
 	uid, gid := unprivileged(readerUser, readerID)
-	return confine.Worker(program, uid, gid)
+	return confine.Program{Path: program, Args: []string{"work"}, UID: uid, GID: gid}
 }
 
 // launch is the command that becomes a user without privileges and then what
@@ -50,12 +51,14 @@ func unprivileged(name string, otherwise int) (uid, gid int) {
 	return uid, gid
 }
 
-// runWork does one task on open files; kilnd starts it, and it gives up its
-// privileges.
+// runWork does one task on open files; kilnd starts it, without privileges.
 func runWork(ctx context.Context, args []string, speech io.Writer) int {
-	economize()
 	tasks := map[string]confine.Task{scan.Task: seal.Receive(inspect), seal.ListTask: seal.List}
-	if err := confine.Work(ctx, args, tasks); err != nil {
+	if len(args) != 1 || tasks[args[0]] == nil {
+		return cli.Explain(speech, kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args))
+	}
+	economize()
+	if err := confine.Serve(ctx, tasks[args[0]]); err != nil {
 		return cli.Explain(speech, err)
 	}
 	return cli.ExitOK

@@ -74,7 +74,7 @@ func openShop(t *testing.T, dir string, change ...func(*bake.Options)) *shop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := bake.Options{Dir: filepath.Join(dir, "bake"), Store: s, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Worker: confine.Program{os.Args[0]}}
+	o := bake.Options{Dir: filepath.Join(dir, "bake"), Store: s, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Worker: confine.Program{Path: os.Args[0]}}
 	for _, f := range change {
 		f(&o)
 	}

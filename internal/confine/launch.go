@@ -28,8 +28,9 @@ func Launch(args []string) error {
 	if len(args) < 3 {
 		return errors.New("launch: want a user, a group and a command")
 	}
-	uid, gid, err := ids(args[0], args[1])
-	if err != nil || uid <= 0 || gid <= 0 {
+	uid, uerr := strconv.Atoi(args[0])
+	gid, gerr := strconv.Atoi(args[1])
+	if err := errors.Join(uerr, gerr); err != nil || uid <= 0 || gid <= 0 {
 		return fmt.Errorf("launch: %q and %q are not a user and a group without privileges", args[0], args[1])
 	}
 	runtime.LockOSThread() // what follows concerns this thread, and the program that it becomes
@@ -64,7 +65,7 @@ func become(uid, gid int) error {
 		what string
 		do   func() error
 	}{
-		{"drop what programs may bring", func() error { return dropBounding(raw) }},
+		{"drop what programs may bring", dropBounding},
 		{"drop groups", func() error { return raw(unix.SYS_SETGROUPS, 0, 0, 0) }},
 		{"become the group", func() error { return raw(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)) }},
 		{"keep a capability", func() error { return unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0) }},
@@ -89,13 +90,13 @@ func raw(trap, a, b, c uintptr) error {
 	return nil
 }
 
-// dropBounding gives up every capability that a program could bring, by a system
-// call of one thread or of all.
-func dropBounding(call func(trap, a, b, c uintptr) error) error {
+// dropBounding has the calling thread give up every capability that a program
+// could bring.
+func dropBounding() error {
 	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 		// EINVAL: this kernel has fewer. EPERM: a root that may not, and has
 		// nothing that no_new_privs and the user do not take away.
-		err := call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("drop the bounding set: %w", err)
 		}

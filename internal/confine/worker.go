@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/kilnproject/kiln"
@@ -23,14 +23,12 @@ const (
 	firstFile = 3
 )
 
-// Program is the command that becomes a worker once a task's name is appended:
-// it calls Work, or Serve where it has another user already.
-type Program []string
-
-// Worker is the command of an executable that hands what follows the first two
-// words to Work: "PROGRAM work UID GID".
-func Worker(program string, uid, gid int) Program {
-	return Program{program, "work", strconv.Itoa(uid), strconv.Itoa(gid)}
+// Program becomes a worker, which calls Serve.
+type Program struct {
+	Path string
+	Args []string // before the task's name
+	// UID and GID are who the worker is; with 0 it is who starts it.
+	UID, GID int
 }
 
 // asked is what a worker reads from its standard input, which stays open as
@@ -80,15 +78,15 @@ func (p Program) Call(ctx context.Context, task string, request, answer any, fil
 // run runs a worker to its end and returns what it said.
 func (p Program) run(ctx context.Context, task string, question []byte, files []*os.File) ([]byte, error) {
 	out, words := &Beginning{Most: maxAnswer}, &Beginning{Most: lastWords}
-	cmd := exec.CommandContext(ctx, p[0], append(p[1:len(p):len(p)], task)...)
+	cmd := exec.CommandContext(ctx, p.Path, append(slices.Clone(p.Args), task)...)
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = []string{}, "/", files
 	cmd.Stdout, cmd.Stderr = out, words
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", task, err)
 	}
-	if err := cmd.Start(); err != nil {
-		return nil, kiln.Errorf(kiln.CodeUnavailable, "look whether "+p[0]+" is there and can be started", "start %s: %w", task, err)
+	if err := Start(cmd, p.UID, p.GID); err != nil {
+		return nil, kiln.Errorf(kiln.CodeUnavailable, "look whether "+p.Path+" is there and can be started", "start %s: %w", task, err)
 	}
 	// The kernel ends it before the control plane when memory is short. What
 	// keeps this from being written keeps nothing else from working.
@@ -116,23 +114,6 @@ func after(words string) string {
 // Task does something with a request and open files. What it returns is
 // answered, also when there is an error.
 type Task func(ctx context.Context, request json.RawMessage, files []*os.File) (any, error)
-
-// Work is the worker that the arguments "UID GID TASK" ask for: it becomes that
-// user and serves the task.
-func Work(ctx context.Context, args []string, tasks map[string]Task) error {
-	const arguments = 3
-	if len(args) != arguments || tasks[args[2]] == nil {
-		return kiln.Errorf(kiln.CodeInvalid, "", "there is no task %q", args)
-	}
-	uid, gid, err := ids(args[0], args[1])
-	if err != nil {
-		return kiln.Errorf(kiln.CodeInvalid, "", "the task's user: %w", err)
-	}
-	if err := Become(uid, gid); err != nil {
-		return err
-	}
-	return Serve(ctx, tasks[args[2]])
-}
 
 // Serve is the worker: it gives up what it does not need, reads one request,
 // does it, and answers. It returns an error where it could not even answer.

@@ -48,7 +48,7 @@ func worker(t testing.TB) confine.Program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return confine.Program{self}
+	return confine.Program{Path: self}
 }
 
 func tree(files map[string][]byte) fs.FS {

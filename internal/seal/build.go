@@ -45,7 +45,7 @@ func build(ctx context.Context, opt Options, manifest kiln.Digest, points []stri
 // flatten does a job in a process of its own or, without a program for that,
 // in this one.
 func (opt Options) flatten(ctx context.Context, j job, files []*os.File) (outcome, error) {
-	if len(opt.Worker) == 0 {
+	if opt.Worker.Path == "" {
 		return j.do(ctx, files)
 	}
 	var o outcome

@@ -31,7 +31,7 @@ func worker(t testing.TB) confine.Program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return confine.Program{self}
+	return confine.Program{Path: self}
 }
 
 // TestWithAndWithoutAWorker: a process of its own makes the same bytes, and
@@ -81,7 +81,7 @@ func TestWithAndWithoutAWorker(t *testing.T) {
 
 func TestAnAwayWorkerIsSaid(t *testing.T) {
 	store := folder(t.TempDir())
-	opt := Options{Dir: t.TempDir(), Store: store, Limits: DefaultLimits(), Worker: confine.Program{"/bin/false"}}
+	opt := Options{Dir: t.TempDir(), Store: store, Limits: DefaultLimits(), Worker: confine.Program{Path: "/bin/false"}}
 	out, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {
 		t.Fatal(err)

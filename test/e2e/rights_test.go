@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/test/rig"
 )
 
@@ -58,13 +59,13 @@ func TestProcessesHaveTheRightsThatTheDocumentationSays(t *testing.T) {
 
 	// A worker that waits for its task has given up everything by then.
 	for task, program := range map[string]string{"flatten": "kiln", "strip": "kiln", "inspect": "kilnd", "list": "kilnd"} {
-		w := exec.Command(r.Bin(program), "work", "64739", "64739", task)
+		w := exec.Command(r.Bin(program), "work", task)
 		w.Dir = "/"
 		in, err := w.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.Start(); err != nil {
+		if err := confine.Start(w, 64739, 64739); err != nil {
 			t.Fatal(err)
 		}
 		r.Eventually(rig.Longest, task+" to give up its rights", func() error { return powerless(w.Process.Pid) })

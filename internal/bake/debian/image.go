@@ -179,7 +179,7 @@ func (b *Builder) install(ctx context.Context, w *work, d kiln.Debian, lock kiln
 // filter filters a root in a process of its own or, without a program for
 // that, in this one.
 func (b *Builder) filter(ctx context.Context, f strip.Filter, in, out *os.File) error {
-	if len(b.opts.Worker) == 0 {
+	if b.opts.Worker.Path == "" {
 		return f.Copy(out, in)
 	}
 	return b.opts.Worker.Call(ctx, strip.Task, f, nil, in, out)
