@@ -21,7 +21,7 @@ func TestWhatIsStartedAsAnotherUserHasNoRights(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(program, content, 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(program, content, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	var said strings.Builder
