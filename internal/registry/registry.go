@@ -108,6 +108,10 @@ type Options struct {
 	// Signature is what the tag sha256-HEX.sig of a manifest names, where nobody
 	// pushed such a tag: kiln.ErrNotFound for nothing. Nil names nothing.
 	Signature func(ctx context.Context, d kiln.Digest) (kiln.Digest, error)
+	// Said says whether Kiln itself says of a subject what a manifest that refers
+	// to it says. Every repository that shows the subject shows that, also where
+	// somebody pushed it to one of them. Nil says nothing.
+	Said func(ctx context.Context, subject, d kiln.Digest) (bool, error)
 	// Needed says whether a release needs a manifest, which is then not deleted.
 	// Nil needs nothing.
 	Needed func(ctx context.Context, d kiln.Digest) (bool, error)
