@@ -47,6 +47,22 @@ type Options struct {
 	Keychain authn.Keychain
 	// Transport carries the requests; a copy of the default one when nil.
 	Transport http.RoundTripper
+	// Own is what carries a request instead, to a registry that needs no network;
+	// it returns nil for others. Nil is none for all.
+	Own func(*http.Request) http.RoundTripper
+}
+
+// carrier carries requests each to its registry.
+type carrier struct {
+	own  func(*http.Request) http.RoundTripper
+	next http.RoundTripper
+}
+
+func (c carrier) RoundTrip(r *http.Request) (*http.Response, error) {
+	if own := c.own(r); own != nil {
+		return own.RoundTrip(r)
+	}
+	return c.next.RoundTrip(r)
 }
 
 // Client resolves, pulls and pushes. Its methods may be called concurrently.
@@ -107,6 +123,9 @@ func New(o Options) *Client {
 	}
 	if o.Transport == nil {
 		o.Transport = remote.DefaultTransport
+	}
+	if o.Own != nil {
+		o.Transport = carrier{o.Own, o.Transport}
 	}
 	return &Client{store: o.Store, remote: []remote.Option{
 		remote.WithAuthFromKeychain(o.Keychain),
