@@ -75,5 +75,8 @@ func TestCrane(t *testing.T) {
 	if out := crane("ls", host+"/app"); strings.TrimSpace(out) != "v1" {
 		t.Errorf("tags: %s", out)
 	}
+	if out := crane("catalog", host); out != "app\nteam/copy\n" {
+		t.Errorf("catalog: %s", out)
+	}
 	crane("delete", host+"/team/copy:v2")
 }

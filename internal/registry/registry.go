@@ -71,7 +71,9 @@ type Store interface {
 	Unlink(ctx context.Context, d kiln.Digest) error
 	Referrers(ctx context.Context, subject kiln.Digest, artifactType string) ([]ocispec.Descriptor, error)
 
-	// Tags and Manifests are what a repository has. Nobody changes them.
+	// Repositories are their names, sorted. Tags and Manifests are what one has.
+	// Nobody changes them.
+	Repositories(ctx context.Context) ([]string, error)
 	Tags(ctx context.Context, repository string) (map[string]ocispec.Descriptor, error)
 	Manifests(ctx context.Context, repository string) (map[kiln.Digest]ocispec.Descriptor, error)
 	// Homes is in how many repositories a manifest is.
@@ -191,8 +193,11 @@ func (q *request) serve() error {
 	if !ok && q.URL.Path != "/v2" {
 		return notFound("UNSUPPORTED", "there is no %s", q.URL.Path)
 	}
-	if path == "" {
+	switch path {
+	case "":
 		return q.ping()
+	case "_catalog":
+		return q.listRepositories()
 	}
 	handle := q.route(path)
 	if handle == nil {
@@ -203,7 +208,7 @@ func (q *request) serve() error {
 	}
 	action, handler, ok := handle(q.Method)
 	if !ok {
-		return &failure{status: http.StatusMethodNotAllowed, code: "UNSUPPORTED", message: q.Method + " is not possible here"}
+		return notPossible(q.Method)
 	}
 	if err := q.may(q.repository, action); err != nil {
 		return err
@@ -220,8 +225,8 @@ func (q *request) may(repository string, action Action) error {
 }
 
 func (q *request) ping() error {
-	if q.Method != http.MethodGet && q.Method != http.MethodHead {
-		return &failure{status: http.StatusMethodNotAllowed, code: "UNSUPPORTED", message: q.Method + " is not possible here"}
+	if !reads(q.Method) {
+		return notPossible(q.Method)
 	}
 	if err := q.may("", Pull); err != nil {
 		return err
