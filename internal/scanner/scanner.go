@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kilnproject/kiln"
@@ -29,7 +30,7 @@ const (
 )
 
 // Scanner asks scanners. The zero value looks for them on PATH and gives them
-// ten minutes.
+// ten minutes. Its methods may be called concurrently.
 type Scanner struct {
 	// Timeout is how long one may take; 0 is ten minutes.
 	Timeout time.Duration
@@ -45,7 +46,27 @@ type Scanner struct {
 	// a scanner is this process's user. That user must be able to read the image.
 	Launch   []string
 	UID, GID int
+
+	cache turn
 }
+
+// turn is held by one at a time. The zero value is nobody's.
+type turn struct {
+	once sync.Once
+	held chan struct{}
+}
+
+func (t *turn) take(ctx context.Context) error {
+	t.once.Do(func() { t.held = make(chan struct{}, 1) })
+	select {
+	case t.held <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *turn) end() { <-t.held }
 
 // Image says where an image is, for whom it is asked.
 type Image struct {
@@ -60,6 +81,9 @@ type tool struct {
 	// input is the path that it reads.
 	input func(Image) string
 	args  func(input, cache string) []string
+	// alone is one that has the cache for itself: who finds it taken gives up
+	// after seconds.
+	alone bool
 	// clean says whether an exit status means that the report is whole.
 	clean func(status int) bool
 	parse func(report []byte) ([]kiln.Finding, error)
@@ -79,7 +103,7 @@ func Names() []string { return []string{"snyk", "trivy"} }
 //
 // The error is a *kiln.Error: not_found where the program is not installed,
 // invalid for a name that is none of Names, else failed.
-func (s Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Finding, error) {
+func (s *Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Finding, error) {
 	all := tools()
 	i := slices.IndexFunc(all, func(t tool) bool { return t.name == name })
 	if i < 0 {
@@ -94,10 +118,16 @@ func (s Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Fin
 	if err != nil {
 		return nil, kiln.Errorf(kiln.CodeNotFound, t.install, "%s is not installed where the control plane runs: %w", name, err)
 	}
+	if t.alone {
+		if err := s.cache.take(ctx); err != nil {
+			return nil, fmt.Errorf("wait for %s to end with another image: %w", name, err)
+		}
+		defer s.cache.end()
+	}
 	return s.run(ctx, t, program, input)
 }
 
-func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln.Finding, error) {
+func (s *Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln.Finding, error) {
 	home, err := s.home(t.name)
 	if err != nil {
 		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
@@ -145,7 +175,7 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 }
 
 // home makes a home for a scanner, and the cache; both are its user's.
-func (s Scanner) home(name string) (string, error) {
+func (s *Scanner) home(name string) (string, error) {
 	home, err := os.MkdirTemp("", "kiln-"+name+"-")
 	if err != nil || s.UID == 0 {
 		return home, err
@@ -162,7 +192,7 @@ func (s Scanner) home(name string) (string, error) {
 	return home, nil
 }
 
-func (s Scanner) environment() []string {
+func (s *Scanner) environment() []string {
 	if s.Environment != nil {
 		return s.Environment
 	}

@@ -52,7 +52,7 @@ func TestTrivy(t *testing.T) {
 	t.Setenv("TRIVY_USERNAME", "u")
 	t.Setenv("KILN_PRIVATE", "p")
 	out := install(t, "trivy", record+`cat "$DATA/trivy.json"`)
-	got, err := scanner.Scanner{Cache: "/var/cache/x"}.Scan(t.Context(), "trivy", image())
+	got, err := (&scanner.Scanner{Cache: "/var/cache/x"}).Scan(t.Context(), "trivy", image())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestTrivy(t *testing.T) {
 
 func TestSnyk(t *testing.T) {
 	out := install(t, "snyk", record+`cat "$DATA/snyk.json"; exit 1`)
-	got, err := scanner.Scanner{}.Scan(t.Context(), "snyk", image())
+	got, err := (&scanner.Scanner{}).Scan(t.Context(), "snyk", image())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestNothingFound(t *testing.T) {
 	install(t, "trivy", `echo '{"SchemaVersion": 2, "Results": null}'`)
 	install(t, "snyk", `echo '[{"ok": true, "vulnerabilities": []}]'`)
 	for _, name := range scanner.Names() {
-		if got, err := (scanner.Scanner{}).Scan(t.Context(), name, image()); err != nil || len(got) > 0 {
+		if got, err := (&scanner.Scanner{}).Scan(t.Context(), name, image()); err != nil || len(got) > 0 {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
@@ -140,7 +140,7 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			install(t, c.tool, c.script)
-			got, err := scanner.Scanner{}.Scan(t.Context(), c.tool, image())
+			got, err := (&scanner.Scanner{}).Scan(t.Context(), c.tool, image())
 			var e *kiln.Error
 			if !errors.As(err, &e) || e.Code != kiln.CodeFailed || e.Hint == "" || !strings.Contains(e.Message, c.want) || !strings.HasPrefix(e.Message, c.tool+" did not judge the image: ") || got != nil {
 				t.Errorf("got %v, %v; want %q", got, err, c.want)
@@ -151,7 +151,7 @@ func TestFailures(t *testing.T) {
 
 func TestEvidence(t *testing.T) {
 	install(t, "trivy", `i=0; while [ $i -lt 20 ]; do i=$((i+1)); printf 'line \033[2J %d\n' $i >&2; done; exit 1`)
-	_, err := scanner.Scanner{}.Scan(t.Context(), "trivy", image())
+	_, err := (&scanner.Scanner{}).Scan(t.Context(), "trivy", image())
 	var e *kiln.Error
 	if !errors.As(err, &e) || len(e.Evidence) != 10 || e.Evidence[9] != "line [2J 20" {
 		t.Errorf("got %v", err)
@@ -161,16 +161,16 @@ func TestEvidence(t *testing.T) {
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	for _, name := range scanner.Names() {
-		_, err := scanner.Scanner{}.Scan(t.Context(), name, image())
+		_, err := (&scanner.Scanner{}).Scan(t.Context(), name, image())
 		var e *kiln.Error
 		if !errors.As(err, &e) || e.Code != kiln.CodeNotFound || !strings.Contains(e.Hint, "install") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := (scanner.Scanner{}).Scan(t.Context(), "grype", image()); !errors.Is(err, kiln.ErrInvalid) {
+	if _, err := (&scanner.Scanner{}).Scan(t.Context(), "grype", image()); !errors.Is(err, kiln.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := (scanner.Scanner{}).Scan(t.Context(), "snyk", scanner.Image{Layout: "/x"}); err == nil {
+	if _, err := (&scanner.Scanner{}).Scan(t.Context(), "snyk", scanner.Image{Layout: "/x"}); err == nil {
 		t.Error("it is asked without an image")
 	}
 }
@@ -188,9 +188,54 @@ func TestTooLong(t *testing.T) {
 		_, err := os.ReadFile(fifo) // to the end of its last writer
 		ended <- err
 	}()
-	_, err := scanner.Scanner{Timeout: 500 * time.Millisecond}.Scan(t.Context(), "trivy", image())
+	_, err := (&scanner.Scanner{Timeout: 500 * time.Millisecond}).Scan(t.Context(), "trivy", image())
 	if err == nil || !strings.Contains(err.Error(), "it took longer than 500ms") {
 		t.Errorf("got %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTrivyHasItsCacheForItself: images are judged several at once, and Trivy
+// gives up when another one has its cache.
+func TestTrivyHasItsCacheForItself(t *testing.T) {
+	out := install(t, "trivy", `mkdir "$OUT/taken" || exit 9
+i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done
+rmdir "$OUT/taken"; echo '{"SchemaVersion": 2, "Results": null}'`)
+	s := &scanner.Scanner{}
+	ended := make(chan error)
+	for range 8 {
+		go func() {
+			_, err := s.Scan(t.Context(), "trivy", image())
+			ended <- err
+		}()
+	}
+	for range 8 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	// Who waits can be stopped.
+	if err := mkfifo(filepath.Join(out, "go")); err != nil {
+		t.Fatal(err)
+	}
+	install(t, "trivy", `read line <"`+out+`/go"; echo '{"SchemaVersion": 2, "Results": null}'`)
+	go func() {
+		_, err := s.Scan(t.Context(), "trivy", image())
+		ended <- err
+	}()
+	let, err := os.OpenFile(filepath.Join(out, "go"), os.O_WRONLY, 0) // once it reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Scan(ctx, "trivy", image()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := let.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
@@ -200,7 +245,7 @@ func TestTooLong(t *testing.T) {
 // TestTooMuch stops one that prints without end.
 func TestTooMuch(t *testing.T) {
 	install(t, "snyk", `exec cat /dev/zero`)
-	_, err := scanner.Scanner{}.Scan(t.Context(), "snyk", image())
+	_, err := (&scanner.Scanner{}).Scan(t.Context(), "snyk", image())
 	if err == nil || !strings.Contains(err.Error(), "it printed more than") {
 		t.Errorf("got %v", err)
 	}
@@ -210,7 +255,7 @@ func TestCancelled(t *testing.T) {
 	install(t, "trivy", `exec tail -f /dev/null`)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := (scanner.Scanner{}).Scan(ctx, "trivy", image()); !errors.Is(err, context.Canceled) {
+	if _, err := (&scanner.Scanner{}).Scan(ctx, "trivy", image()); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -19,6 +19,7 @@ func trivy() tool {
 		args: func(input, cache string) []string {
 			return []string{"image", "--input", input, "--format", "json", "--scanners", "vuln", "--exit-code", "0", "--quiet", "--cache-dir", cache}
 		},
+		alone: true,
 		clean: func(int) bool { return false },
 		parse: parseTrivy,
 	}
