@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -87,6 +88,9 @@ type tool struct {
 	// clean says whether an exit status means that the report is whole.
 	clean func(status int) bool
 	parse func(report []byte) ([]kiln.Finding, error)
+	// said is what a report says about why there is none, for one that does not
+	// say so on standard error.
+	said func(report []byte) string
 	// statuses says in words what its manual says of a status.
 	statuses map[int]string
 }
@@ -102,7 +106,8 @@ func Names() []string { return []string{"snyk", "trivy"} }
 // and open; their order is not said.
 //
 // The error is a *kiln.Error: not_found where the program is not installed,
-// invalid for a name that is none of Names, else failed.
+// invalid for a name that is none of Names, else failed. It says why the scanner
+// did not judge the image; its evidence is the end of what the scanner said.
 func (s *Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Finding, error) {
 	all := tools()
 	i := slices.IndexFunc(all, func(t tool) bool { return t.name == name })
@@ -160,7 +165,11 @@ func (s *Scanner) run(ctx context.Context, t tool, program, input string) ([]kil
 		return nil, t.failed(speech, "it took longer than %s", timeout)
 	case errors.As(err, &exit) && exit.Exited() && t.clean(exit.ExitCode()):
 	case errors.As(err, &exit) && exit.Exited():
-		return nil, t.failed(speech, "it ended with status %d%s", exit.ExitCode(), t.words(exit.ExitCode()))
+		e := t.failed(speech, "it ended with status %d%s", exit.ExitCode(), t.words(exit.ExitCode()))
+		if t.said != nil && len(e.Evidence) == 0 {
+			e.Evidence = evidence(t.said(report.Bytes()))
+		}
+		return nil, e
 	case err != nil:
 		return nil, t.failed(speech, "%w", err)
 	}
@@ -216,14 +225,24 @@ func (t tool) words(status int) string {
 // failed is the error of a scanner that did not judge, with the end of what it
 // said.
 func (t tool) failed(speech *confine.Beginning, format string, args ...any) *kiln.Error {
-	e := kiln.Errorf(kiln.CodeFailed, "run "+t.name+" by hand where the control plane runs, and mend what it says", t.name+" did not judge the image: "+format, args...)
-	lines := strings.Split(strings.TrimSpace(printable(speech.String())), "\n")
-	for _, l := range lines[max(0, len(lines)-10):] {
-		if l != "" {
-			e.Evidence = append(e.Evidence, l)
+	e := kiln.Errorf(kiln.CodeFailed, "run "+t.name+" by hand where the control plane runs, and mend what it says", format, args...)
+	e.Evidence = evidence(speech.String())
+	return e
+}
+
+// clock is the time that a line of a log begins with. Without it the same failure
+// is the same.
+var clock = regexp.MustCompile(`^\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)\s+`)
+
+// evidence is the end of what was said, without empty lines.
+func evidence(speech string) []string {
+	var out []string
+	for line := range strings.Lines(printable(speech)) {
+		if line = words(clock.ReplaceAllString(strings.TrimSpace(line), "")); line != "" {
+			out = append(out, line)
 		}
 	}
-	return e
+	return out[max(0, len(out)-10):]
 }
 
 // printable takes out what would move a terminal's cursor, and bounds what is
