@@ -265,6 +265,15 @@ func words(s string) string {
 	return strings.TrimSuffix(s, ".")
 }
 
+// change says what to do about a finding. Several versions are of several lines
+// of releases.
+func change(f kiln.Finding) string {
+	if len(f.FixedIn) == 0 {
+		return "no version mends it: do without " + f.Package + ", or ignore the finding with a reason"
+	}
+	return "upgrade " + f.Package + " to " + strings.Join(f.FixedIn, " or ")
+}
+
 // severity reads a scanner's word.
 func severity(s string) kiln.Severity {
 	if out := kiln.Severity(strings.ToLower(s)); out.Rank() > 0 {

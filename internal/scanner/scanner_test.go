@@ -58,16 +58,21 @@ func TestTrivy(t *testing.T) {
 		t.Fatal(err)
 	}
 	find := kiln.Finding{Kind: kiln.FindingScanner, Scanner: "trivy", State: kiln.FindingOpen}
-	openssl, apt, net := find, find, find
+	openssl, apt, left, net := find, find, find, find
 	openssl.ID, openssl.Aliases, openssl.Severity = "CVE-2024-9143", []string{"DSA-5817-1"}, kiln.SeverityLow
 	openssl.Title = "openssl: Low-level invalid GF(2^m) parameters lead to OOB memory access"
 	openssl.Package, openssl.Version, openssl.FixedIn = "libssl3", "3.0.14-1~deb12u2", []string{"3.0.15-1~deb12u1"}
 	openssl.PURL = "pkg:deb/debian/libssl3@3.0.14-1~deb12u2?arch=amd64&distro=debian-12.8"
 	openssl.Layer = kiln.Digest("sha256:" + strings.Repeat("a", 64))
 	apt.ID, apt.Severity, apt.Title, apt.Package, apt.Version = "CVE-2011-3374", kiln.SeverityUnknown, "CVE-2011-3374 of apt", "apt", "2.6.1"
+	left.ID, left.Severity, left.Title, left.Package, left.Version = "CVE-2023-0001", kiln.SeverityMedium, "left over", "left-over", "1.0.0"
+	left.Path = "/app/node_modules/left-over/package.json"
 	net.ID, net.Severity, net.Title, net.Package, net.Version = "CVE-2023-39325", kiln.SeverityHigh, "rapid reset[2J. second line", "golang.org/x/net", "v0.1.0"
 	net.Path, net.FixedIn = "/usr/bin/app", []string{"0.17.0", "0.18.0"}
-	if diff := cmp.Diff([]kiln.Finding{openssl, apt, net}, got); diff != "" {
+	openssl.Change, net.Change = "upgrade libssl3 to 3.0.15-1~deb12u1", "upgrade golang.org/x/net to 0.17.0 or 0.18.0"
+	apt.Change = "no version mends it: do without apt, or ignore the finding with a reason"
+	left.Change = "no version mends it: do without left-over, or ignore the finding with a reason"
+	if diff := cmp.Diff([]kiln.Finding{openssl, apt, left, net}, got); diff != "" {
 		t.Error(diff)
 	}
 	args := strings.Fields(read(t, filepath.Join(out, "args")))
@@ -100,6 +105,7 @@ func TestSnyk(t *testing.T) {
 	openssl.Package, openssl.Version, openssl.FixedIn = "openssl", "3.0.14-1~deb12u2", []string{"3.0.15-1~deb12u1"}
 	net.ID, net.Aliases, net.Severity, net.Title = "SNYK-GOLANG-GOLANGORGXNETHTTP2-5953327", []string{"CVE-2023-39325", "GHSA-4374-p667-p6c8"}, kiln.SeverityHigh, "Denial of Service (DoS)"
 	net.Package, net.Version, net.FixedIn, net.Path = "golang.org/x/net/http2", "0.1.0", []string{"0.17.0"}, "/usr/bin/app"
+	openssl.Change, net.Change = "upgrade openssl to 3.0.15-1~deb12u1", "upgrade golang.org/x/net/http2 to 0.17.0"
 	if diff := cmp.Diff([]kiln.Finding{openssl, net}, got); diff != "" {
 		t.Error(diff)
 	}

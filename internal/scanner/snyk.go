@@ -139,5 +139,6 @@ func (v snykFinding) finding(target string) kiln.Finding {
 	for _, one := range fixed {
 		f.FixedIn = append(f.FixedIn, words(one))
 	}
+	f.Change = change(f)
 	return f
 }
