@@ -7,6 +7,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -450,9 +451,13 @@ func explain(ref string, err error) error {
 func answered(doing, ref string, err error) (*transport.Error, error) {
 	var known *kiln.Error
 	var t *transport.Error
+	var stranger x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &known), errors.Is(err, context.Canceled):
 		return nil, fmt.Errorf("%s %s: %w", doing, ref, err)
+	case errors.As(err, &stranger):
+		return nil, kiln.Errorf(kiln.CodeUnavailable, "Where it is yours, put its authority below /usr/local/share/ca-certificates, run update-ca-certificates, and restart kilnd.",
+			"%s %s: the machine does not trust the registry's certificate: %w", doing, ref, stranger)
 	case !errors.As(err, &t):
 		return nil, kiln.Errorf(kiln.CodeUnavailable, "Check the registry's name and the network.", "%s %s: %w", doing, ref, err)
 	}
