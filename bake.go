@@ -1,6 +1,9 @@
 package kiln
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Lock pins what a definition names loosely. It is the content of kiln.lock.
 type Lock struct {
@@ -101,4 +104,17 @@ type Progress struct {
 	Done    bool          `json:"done,omitempty"`
 	Error   string        `json:"error,omitempty"`
 	Took    time.Duration `json:"took,omitempty"` // with Done
+}
+
+// ImageConfigTypes are the media types of the configurations of images: OCI's
+// and Docker's.
+func ImageConfigTypes() []string {
+	return []string{"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+}
+
+// MayBeImage says whether an entry of an index with that artifact type may be an
+// image. Most clients say the type of artifacts alone, and some that of images
+// too, which is the type of their configuration (image-spec, descriptor.md).
+func MayBeImage(artifactType string) bool {
+	return artifactType == "" || slices.Contains(ImageConfigTypes(), artifactType)
 }

@@ -320,7 +320,7 @@ const (
 type scanners struct {
 	store   *store.Store
 	dir     string // for images while they are scanned, on the store's disk
-	scanner scanner.Scanner
+	scanner *scanner.Scanner
 }
 
 // openScanners makes the folders of other scanners. What a control plane that was
@@ -328,7 +328,7 @@ type scanners struct {
 func (p *plane) openScanners() (scanners, error) {
 	s := scanners{store: p.store, dir: p.dir("scanners", "images")}
 	uid, gid := unprivileged(scannerUser, scannerID)
-	s.scanner = scanner.Scanner{Cache: p.dir("scanners", "cache"), Launch: launch(p.program, uid, gid), UID: uid, GID: gid}
+	s.scanner = &scanner.Scanner{Cache: p.dir("scanners", "cache"), Launch: launch(p.program, uid, gid), UID: uid, GID: gid}
 	if err := errors.Join(os.RemoveAll(s.dir), os.MkdirAll(s.dir, 0o711)); err != nil { //nolint:gosec // the scanners' user passes through it
 		return s, fmt.Errorf("make the folder of other scanners: %w", err)
 	}

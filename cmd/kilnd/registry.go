@@ -23,7 +23,7 @@ func (p *plane) openRegistry() (err error) {
 		Authorize: func(r *http.Request, _ string, action registry.Action) error {
 			return server.MayUseRegistry(r, string(action))
 		},
-		Pushed: p.pushed, Needed: p.control.Needs, Signature: p.signer.SimpleSignature,
+		Pushed: p.pushed, Needed: p.control.Needs, Signature: p.signer.SimpleSignature, Said: p.signer.Said,
 	})
 	if err != nil {
 		return fmt.Errorf("open the registry: %w", err)

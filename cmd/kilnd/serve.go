@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -96,6 +97,7 @@ type plane struct {
 	certs     fingerprinted // of the API over TCP; reloading guards it
 	access    *server.Access
 	remote    *server.Remote
+	own       *server.OwnRegistry // set, as remote is, before anything is baked
 	history   *history
 	backingUp sync.Mutex // held while a backup is made
 	metrics   *metrics.Metrics
@@ -270,6 +272,7 @@ func (p *plane) openEngine(ctx context.Context) error {
 func (p *plane) openBaker(ctx context.Context) (err error) {
 	p.baker, err = bake.New(ctx, bake.Options{
 		Dir: p.dir("bake"), Group: p.groups.bakes, Store: p.store, Runtime: runtimeProgram(), Worker: p.workers, Log: p.log,
+		OwnRegistry: func(r *http.Request) http.RoundTripper { return p.own.Carrier(r) },
 	})
 	if err == nil {
 		p.later(p.baker.Close)
@@ -307,6 +310,7 @@ func (p *plane) run(ctx context.Context, again <-chan os.Signal) error {
 	p.access = server.NewAccess(p.noteLogin)
 	handler := server.New(p.api(end))
 	p.remote = server.NewRemote(handler, answerGrace, p.log)
+	p.own = server.NewOwnRegistry(p.remote, p.dir(server.SocketName))
 	if err := p.openRemote(ctx); err != nil {
 		_ = listener.Close()
 		return err

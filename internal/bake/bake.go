@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -58,7 +59,10 @@ type Options struct {
 	Parallel int
 	// Worker does the work of package strip in processes without privileges.
 	Worker confine.Program
-	Log    *slog.Logger // discards when nil
+	// OwnRegistry is what carries requests to a registry that needs no network;
+	// see registry.Options.
+	OwnRegistry func(*http.Request) http.RoundTripper
+	Log         *slog.Logger // discards when nil
 }
 
 // Baker bakes images. Its methods may be called concurrently.
@@ -105,7 +109,7 @@ func New(ctx context.Context, o Options) (*Baker, error) {
 		lock:     lock,
 		index:    index{dir: o.Dir, store: o.Store},
 		debian:   debian.New(debian.Options{Dir: filepath.Join(o.Dir, "debian"), Store: o.Store, Epoch: Epoch, Worker: o.Worker, Log: o.Log}),
-		registry: registry.New(registry.Options{Store: o.Store}),
+		registry: registry.New(registry.Options{Store: o.Store, Own: o.OwnRegistry}),
 	}
 	b.engine = newLazyEngine(o)
 	b.close = sync.OnceValue(func() error { return errors.Join(b.engine.close(), b.lock.Close()) }) //nolint:contextcheck // it goes on after New

@@ -286,7 +286,7 @@ func (c *chooser) look(entries []ocispec.Descriptor, depth int) error {
 		return c.layout.bad("an index has more than %d images, or indexes in it that are more than %d deep", maxEntries, maxNested)
 	}
 	for _, e := range entries {
-		if c.seen[kiln.Digest(e.Digest)] || e.ArtifactType != "" {
+		if c.seen[kiln.Digest(e.Digest)] || !kiln.MayBeImage(e.ArtifactType) {
 			continue
 		}
 		c.seen[kiln.Digest(e.Digest)] = true

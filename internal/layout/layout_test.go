@@ -149,7 +149,12 @@ func TestLayouts(t *testing.T) {
 	f.top(want)
 	nested := maps.Clone(f)
 	nested.top(on("linux/arm64", nested.image("arm")), nested.index(on("linux/arm64", nested.image("arm")), on(own, want), on("unknown/unknown", nested.image("attestation"))))
-	for _, path := range []string{f.folder(t), f.archive(t), nested.folder(t), nested.archive(t)} {
+	typed := maps.Clone(f)
+	artifact := typed.image("artifact")
+	said := want
+	said.ArtifactType, artifact.ArtifactType = ocispec.MediaTypeImageConfig, "application/vnd.example" // as crane writes them
+	typed.top(artifact, said)
+	for _, path := range []string{f.folder(t), f.archive(t), nested.folder(t), nested.archive(t), typed.folder(t)} {
 		if got := wantWhole(t, path); got.Digest != kiln.Digest(want.Digest) {
 			t.Errorf("%s has the image %s, want %s", path, got.Digest, want.Digest)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -165,12 +166,22 @@ func (p *Prover) scan(ctx context.Context, image kiln.Digest, gate kiln.Gate, e 
 	return nil
 }
 
+// failure is why a scanner did not judge, with the end of what it said: who reads
+// the verdict is often not where the scanner ran.
 func failure(err error) string {
 	if err == nil {
 		return ""
 	}
-	return err.Error()
+	text := err.Error()
+	if known := (*kiln.Error)(nil); errors.As(err, &known) && len(known.Evidence) > 0 {
+		said := known.Evidence[max(0, len(known.Evidence)-mostSaid):]
+		text += "; it said: " + strings.Join(said, " ")
+	}
+	return text
 }
+
+// mostSaid is how many lines of a scanner a verdict has.
+const mostSaid = 3
 
 // attest signs an image, and keeps beside it what was found.
 func (p *Prover) attest(ctx context.Context, image kiln.Image, baked kiln.Baked, seen Inspection, v kiln.Verdict, r kiln.ProveRequest) error {

@@ -310,7 +310,9 @@ func TestAGateGetsAllThatIsKnown(t *testing.T) {
 	w.asked = Asked{Findings: []kiln.Finding{{ID: "CVE-1"}}, Unmatched: []string{"npm"}}
 	w.scan = func(s kiln.GateScanner) ([]kiln.Finding, error) {
 		if s.Name == "snyk" {
-			return nil, errors.New("no token")
+			failed := kiln.Errorf(kiln.CodeFailed, "mend it", "it ended with status 2")
+			failed.Evidence = []string{"one", "two", "three", "no token"}
+			return nil, failed
 		}
 		return []kiln.Finding{{ID: "CVE-2", Kind: kiln.FindingScanner}}, nil
 	}
@@ -331,7 +333,7 @@ func TestAGateGetsAllThatIsKnown(t *testing.T) {
 	if want := []string{"CVE-1", "CVE-2", "lint/probe", "lint/shell"}; !slices.Equal(ids, want) {
 		t.Errorf("findings %v, not %v", ids, want)
 	}
-	if e.Scanners["snyk"] != "no token" || e.Scanners["trivy"] != "" || len(e.Scanners) != 2 {
+	if e.Scanners["snyk"] != "it ended with status 2; it said: two three no token" || e.Scanners["trivy"] != "" || len(e.Scanners) != 2 {
 		t.Errorf("scanners %v", e.Scanners)
 	}
 	if len(e.VEX) != 1 || string(e.VEX["b.json"]) != "b" {

@@ -29,6 +29,10 @@ func badRequest(code, format string, args ...any) *failure {
 	return &failure{status: http.StatusBadRequest, code: code, message: fmt.Sprintf(format, args...)}
 }
 
+func notPossible(method string) *failure {
+	return &failure{http.StatusMethodNotAllowed, "UNSUPPORTED", method + " is not possible here"}
+}
+
 // Denial lets who decides about a request say how it is answered: with a status
 // and headers of its own.
 type Denial interface {

@@ -14,8 +14,8 @@ import (
 	"github.com/kilnproject/kiln"
 )
 
-// listTags answers with the tags of a repository in their order: all of a page,
-// or n of those after last (distribution-spec, listing tags).
+// listTags answers with the tags of a repository in their order
+// (distribution-spec, listing tags).
 func (q *request) listTags() error {
 	all, err := q.g.Store.Tags(q.Context(), q.repository)
 	if errors.Is(err, kiln.ErrNotFound) {
@@ -24,31 +24,61 @@ func (q *request) listTags() error {
 	if err != nil {
 		return err
 	}
-	limit := q.g.page
-	if text := q.URL.Query().Get("n"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 {
-			return badRequest("UNSUPPORTED", "n: want a whole number, 0 or more")
-		}
-		limit = min(limit, n)
-	}
-	tags := slices.Sorted(maps.Keys(all))
-	if last := q.URL.Query().Get("last"); last != "" {
-		at, found := slices.BinarySearch(tags, last)
-		if found {
-			at++
-		}
-		tags = tags[at:]
-	}
-	if len(tags) > limit {
-		if tags = tags[:limit]; limit > 0 {
-			q.more(url.Values{"n": {strconv.Itoa(limit)}, "last": {tags[limit-1]}})
-		}
+	tags, err := q.names(slices.Sorted(maps.Keys(all)))
+	if err != nil {
+		return err
 	}
 	return q.answer(200, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
-	}{q.repository, append([]string{}, tags...)})
+	}{q.repository, tags})
+}
+
+// listRepositories answers with the names of repositories in their order, as
+// Docker's registry does. The distribution-spec reserves the path for that.
+func (q *request) listRepositories() error {
+	if !reads(q.Method) {
+		return notPossible(q.Method)
+	}
+	if err := q.may("", Pull); err != nil {
+		return err
+	}
+	all, err := q.g.Store.Repositories(q.Context())
+	if err != nil {
+		return err
+	}
+	repositories, err := q.names(all)
+	if err != nil {
+		return err
+	}
+	return q.answer(200, struct {
+		Repositories []string `json:"repositories"`
+	}{repositories})
+}
+
+// names are those of one page: all that it takes, or n of those after last.
+func (q *request) names(sorted []string) ([]string, error) {
+	limit := q.g.page
+	if text := q.URL.Query().Get("n"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			return nil, badRequest("UNSUPPORTED", "n: want a whole number, 0 or more")
+		}
+		limit = min(limit, n)
+	}
+	if last := q.URL.Query().Get("last"); last != "" {
+		at, found := slices.BinarySearch(sorted, last)
+		if found {
+			at++
+		}
+		sorted = sorted[at:]
+	}
+	if len(sorted) > limit {
+		if sorted = sorted[:limit]; limit > 0 {
+			q.more(url.Values{"n": {strconv.Itoa(limit)}, "last": {sorted[limit-1]}})
+		}
+	}
+	return append([]string{}, sorted...), nil
 }
 
 // more says where the next page is (RFC 5988).

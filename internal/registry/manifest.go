@@ -368,14 +368,27 @@ func (q *request) deleteManifest() error {
 	if err := q.g.Store.Unshelve(ctx, q.repository, d); err != nil {
 		return err
 	}
-	homes, err := q.g.Store.Homes(ctx, d)
-	if err == nil && homes == 0 {
-		err = q.g.Store.Unlink(ctx, d)
-	}
-	if err != nil && !errors.Is(err, kiln.ErrNotFound) {
+	if err := q.g.unlink(ctx, d); err != nil && !errors.Is(err, kiln.ErrNotFound) {
 		return err
 	}
 	return q.done(http.StatusAccepted)
+}
+
+// unlink takes what is in no repository any more from what refers to its
+// subject, unless Kiln says it itself.
+func (g *Registry) unlink(ctx context.Context, d kiln.Digest) error {
+	homes, err := g.Store.Homes(ctx, d)
+	if err != nil || homes > 0 {
+		return err
+	}
+	subject, err := g.subject(ctx, d)
+	if err != nil {
+		return err
+	}
+	if said, err := g.said(ctx, subject, d); said || err != nil {
+		return err
+	}
+	return g.Store.Unlink(ctx, d)
 }
 
 // deletable refuses to delete what a release needs, and what is said of that.

@@ -286,6 +286,7 @@ func TestRightsAreAskedFor(t *testing.T) {
 	d := string(digest.FromString("x"))
 	for _, c := range []struct{ method, path, want string }{
 		{"GET", "/v2/", " pull"},
+		{"GET", "/v2/_catalog", " pull"},
 		{"GET", "/v2/a/b/manifests/v1", "a/b pull"},
 		{"HEAD", "/v2/a/blobs/" + d, "a pull"},
 		{"GET", "/v2/a/tags/list", "a pull"},
@@ -334,6 +335,16 @@ func TestPages(t *testing.T) {
 		t.Errorf("tags: %v", got)
 	}
 	b.do(t, "GET", "/v2/a/tags/list?n=-1", "").want(t, "n=-1", 400, "UNSUPPORTED")
+	b.putManifest(t, "team/b", "v1", b.image(t, "team/b", "layer", nil)).want(t, "push", 201, "")
+	first := b.do(t, "GET", "/v2/_catalog?n=1", "")
+	first.want(t, "catalog", 200, "")
+	if link := first.header.Get("Link"); first.body != `{"repositories":["a"]}` || link != `</v2/_catalog?last=a&n=1>; rel="next"` {
+		t.Errorf("catalog: %s, next %s", first.body, link)
+	}
+	if a := b.do(t, "GET", "/v2/_catalog?last=a&n=1", ""); a.body != `{"repositories":["team/b"]}` || a.header.Get("Link") != "" {
+		t.Errorf("its second page: %s %v", a.body, a.header)
+	}
+	b.do(t, "DELETE", "/v2/_catalog", "").want(t, "delete the catalog", 405, "UNSUPPORTED")
 	// Annotations of two megabytes: referrers come on pages, too.
 	subject := descriptor(ocispec.MediaTypeImageManifest, raw)
 	for i := range 3 {

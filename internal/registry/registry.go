@@ -71,7 +71,9 @@ type Store interface {
 	Unlink(ctx context.Context, d kiln.Digest) error
 	Referrers(ctx context.Context, subject kiln.Digest, artifactType string) ([]ocispec.Descriptor, error)
 
-	// Tags and Manifests are what a repository has. Nobody changes them.
+	// Repositories are their names, sorted. Tags and Manifests are what one has.
+	// Nobody changes them.
+	Repositories(ctx context.Context) ([]string, error)
 	Tags(ctx context.Context, repository string) (map[string]ocispec.Descriptor, error)
 	Manifests(ctx context.Context, repository string) (map[kiln.Digest]ocispec.Descriptor, error)
 	// Homes is in how many repositories a manifest is.
@@ -108,6 +110,10 @@ type Options struct {
 	// Signature is what the tag sha256-HEX.sig of a manifest names, where nobody
 	// pushed such a tag: kiln.ErrNotFound for nothing. Nil names nothing.
 	Signature func(ctx context.Context, d kiln.Digest) (kiln.Digest, error)
+	// Said says whether Kiln itself says of a subject what a manifest that refers
+	// to it says. Every repository that shows the subject shows that, also where
+	// somebody pushed it to one of them. Nil says nothing.
+	Said func(ctx context.Context, subject, d kiln.Digest) (bool, error)
 	// Needed says whether a release needs a manifest, which is then not deleted.
 	// Nil needs nothing.
 	Needed func(ctx context.Context, d kiln.Digest) (bool, error)
@@ -187,8 +193,11 @@ func (q *request) serve() error {
 	if !ok && q.URL.Path != "/v2" {
 		return notFound("UNSUPPORTED", "there is no %s", q.URL.Path)
 	}
-	if path == "" {
+	switch path {
+	case "":
 		return q.ping()
+	case "_catalog":
+		return q.listRepositories()
 	}
 	handle := q.route(path)
 	if handle == nil {
@@ -199,7 +208,7 @@ func (q *request) serve() error {
 	}
 	action, handler, ok := handle(q.Method)
 	if !ok {
-		return &failure{status: http.StatusMethodNotAllowed, code: "UNSUPPORTED", message: q.Method + " is not possible here"}
+		return notPossible(q.Method)
 	}
 	if err := q.may(q.repository, action); err != nil {
 		return err
@@ -216,8 +225,8 @@ func (q *request) may(repository string, action Action) error {
 }
 
 func (q *request) ping() error {
-	if q.Method != http.MethodGet && q.Method != http.MethodHead {
-		return &failure{status: http.StatusMethodNotAllowed, code: "UNSUPPORTED", message: q.Method + " is not possible here"}
+	if !reads(q.Method) {
+		return notPossible(q.Method)
 	}
 	if err := q.may("", Pull); err != nil {
 		return err

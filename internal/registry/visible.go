@@ -47,7 +47,7 @@ func (g *Registry) document(ctx context.Context, d kiln.Digest) (*document, erro
 }
 
 // shows says whether a repository shows a manifest: it has it, or it shows what
-// the manifest refers to, and no other repository has it for its own.
+// the manifest refers to, and that is for everywhere.
 func (g *Registry) shows(ctx context.Context, repository string, d kiln.Digest) (bool, error) {
 	own, err := g.Store.Manifests(ctx, repository)
 	if err != nil {
@@ -57,17 +57,34 @@ func (g *Registry) shows(ctx context.Context, repository string, d kiln.Digest) 
 		if _, ok := own[d]; ok {
 			return true, nil
 		}
-		homes, err := g.Store.Homes(ctx, d)
-		if err != nil || homes > 0 {
-			return false, err
-		}
 		subject, err := g.subject(ctx, d)
 		if err != nil || subject == "" {
+			return false, err
+		}
+		if ok, err := g.everywhere(ctx, subject, d); !ok || err != nil {
 			return false, err
 		}
 		d = subject
 	}
 	return false, nil
+}
+
+// everywhere says whether every repository that shows a subject shows what
+// refers to it: no repository has that for its own, or Kiln says it itself,
+// whoever pushed a copy of it to another repository.
+func (g *Registry) everywhere(ctx context.Context, subject, d kiln.Digest) (bool, error) {
+	homes, err := g.Store.Homes(ctx, d)
+	if err != nil || homes == 0 {
+		return err == nil, err
+	}
+	return g.said(ctx, subject, d)
+}
+
+func (g *Registry) said(ctx context.Context, subject, d kiln.Digest) (bool, error) {
+	if g.Said == nil || subject == "" {
+		return false, nil
+	}
+	return g.Said(ctx, subject, d)
 }
 
 // subject is what a blob of the store refers to, where the store lists it as a
@@ -120,7 +137,7 @@ func (g *Registry) refersTo(ctx context.Context, repository string, d kiln.Diges
 	return false, nil
 }
 
-// saidOf says whether what refers to a manifest, but is in no repository, has a
+// saidOf says whether what refers to a manifest, and is for everywhere, has a
 // blob.
 func (g *Registry) saidOf(ctx context.Context, subject, d kiln.Digest, depth int) (bool, error) {
 	if depth == 0 {
@@ -136,11 +153,11 @@ func (g *Registry) saidOf(ctx context.Context, subject, d kiln.Digest, depth int
 	}
 	for _, r := range all {
 		m := kiln.Digest(r.Digest)
-		homes, err := g.Store.Homes(ctx, m)
+		ok, err := g.everywhere(ctx, subject, m)
 		if err != nil {
 			return false, err
 		}
-		if homes > 0 {
+		if !ok {
 			continue
 		}
 		if g.has(ctx, m, d) {

@@ -12,8 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kilnproject/kiln"
@@ -29,7 +31,7 @@ const (
 )
 
 // Scanner asks scanners. The zero value looks for them on PATH and gives them
-// ten minutes.
+// ten minutes. Its methods may be called concurrently.
 type Scanner struct {
 	// Timeout is how long one may take; 0 is ten minutes.
 	Timeout time.Duration
@@ -45,7 +47,27 @@ type Scanner struct {
 	// a scanner is this process's user. That user must be able to read the image.
 	Launch   []string
 	UID, GID int
+
+	cache turn
 }
+
+// turn is held by one at a time. The zero value is nobody's.
+type turn struct {
+	once sync.Once
+	held chan struct{}
+}
+
+func (t *turn) take(ctx context.Context) error {
+	t.once.Do(func() { t.held = make(chan struct{}, 1) })
+	select {
+	case t.held <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *turn) end() { <-t.held }
 
 // Image says where an image is, for whom it is asked.
 type Image struct {
@@ -60,9 +82,15 @@ type tool struct {
 	// input is the path that it reads.
 	input func(Image) string
 	args  func(input, cache string) []string
+	// alone is one that has the cache for itself: who finds it taken gives up
+	// after seconds.
+	alone bool
 	// clean says whether an exit status means that the report is whole.
 	clean func(status int) bool
 	parse func(report []byte) ([]kiln.Finding, error)
+	// said is what a report says about why there is none, for one that does not
+	// say so on standard error.
+	said func(report []byte) string
 	// statuses says in words what its manual says of a status.
 	statuses map[int]string
 }
@@ -78,8 +106,9 @@ func Names() []string { return []string{"snyk", "trivy"} }
 // and open; their order is not said.
 //
 // The error is a *kiln.Error: not_found where the program is not installed,
-// invalid for a name that is none of Names, else failed.
-func (s Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Finding, error) {
+// invalid for a name that is none of Names, else failed. It says why the scanner
+// did not judge the image; its evidence is the end of what the scanner said.
+func (s *Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Finding, error) {
 	all := tools()
 	i := slices.IndexFunc(all, func(t tool) bool { return t.name == name })
 	if i < 0 {
@@ -94,10 +123,16 @@ func (s Scanner) Scan(ctx context.Context, name string, image Image) ([]kiln.Fin
 	if err != nil {
 		return nil, kiln.Errorf(kiln.CodeNotFound, t.install, "%s is not installed where the control plane runs: %w", name, err)
 	}
+	if t.alone {
+		if err := s.cache.take(ctx); err != nil {
+			return nil, fmt.Errorf("wait for %s to end with another image: %w", name, err)
+		}
+		defer s.cache.end()
+	}
 	return s.run(ctx, t, program, input)
 }
 
-func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln.Finding, error) {
+func (s *Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln.Finding, error) {
 	home, err := s.home(t.name)
 	if err != nil {
 		return nil, fmt.Errorf("make a home for %s: %w", t.name, err)
@@ -130,7 +165,11 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 		return nil, t.failed(speech, "it took longer than %s", timeout)
 	case errors.As(err, &exit) && exit.Exited() && t.clean(exit.ExitCode()):
 	case errors.As(err, &exit) && exit.Exited():
-		return nil, t.failed(speech, "it ended with status %d%s", exit.ExitCode(), t.words(exit.ExitCode()))
+		e := t.failed(speech, "it ended with status %d%s", exit.ExitCode(), t.words(exit.ExitCode()))
+		if t.said != nil && len(e.Evidence) == 0 {
+			e.Evidence = evidence(t.said(report.Bytes()))
+		}
+		return nil, e
 	case err != nil:
 		return nil, t.failed(speech, "%w", err)
 	}
@@ -145,7 +184,7 @@ func (s Scanner) run(ctx context.Context, t tool, program, input string) ([]kiln
 }
 
 // home makes a home for a scanner, and the cache; both are its user's.
-func (s Scanner) home(name string) (string, error) {
+func (s *Scanner) home(name string) (string, error) {
 	home, err := os.MkdirTemp("", "kiln-"+name+"-")
 	if err != nil || s.UID == 0 {
 		return home, err
@@ -162,7 +201,7 @@ func (s Scanner) home(name string) (string, error) {
 	return home, nil
 }
 
-func (s Scanner) environment() []string {
+func (s *Scanner) environment() []string {
 	if s.Environment != nil {
 		return s.Environment
 	}
@@ -186,14 +225,24 @@ func (t tool) words(status int) string {
 // failed is the error of a scanner that did not judge, with the end of what it
 // said.
 func (t tool) failed(speech *confine.Beginning, format string, args ...any) *kiln.Error {
-	e := kiln.Errorf(kiln.CodeFailed, "run "+t.name+" by hand where the control plane runs, and mend what it says", t.name+" did not judge the image: "+format, args...)
-	lines := strings.Split(strings.TrimSpace(printable(speech.String())), "\n")
-	for _, l := range lines[max(0, len(lines)-10):] {
-		if l != "" {
-			e.Evidence = append(e.Evidence, l)
+	e := kiln.Errorf(kiln.CodeFailed, "run "+t.name+" by hand where the control plane runs, and mend what it says", format, args...)
+	e.Evidence = evidence(speech.String())
+	return e
+}
+
+// clock is the time that a line of a log begins with. Without it the same failure
+// is the same.
+var clock = regexp.MustCompile(`^\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)\s+`)
+
+// evidence is the end of what was said, without empty lines.
+func evidence(speech string) []string {
+	var out []string
+	for line := range strings.Lines(printable(speech)) {
+		if line = words(clock.ReplaceAllString(strings.TrimSpace(line), "")); line != "" {
+			out = append(out, line)
 		}
 	}
-	return e
+	return out[max(0, len(out)-10):]
 }
 
 // printable takes out what would move a terminal's cursor, and bounds what is
@@ -214,6 +263,15 @@ func words(s string) string {
 		s = strings.ToValidUTF8(s[:300], "") + "..."
 	}
 	return strings.TrimSuffix(s, ".")
+}
+
+// change says what to do about a finding. Several versions are of several lines
+// of releases.
+func change(f kiln.Finding) string {
+	if len(f.FixedIn) == 0 {
+		return "no version mends it: do without " + f.Package + ", or ignore the finding with a reason"
+	}
+	return "upgrade " + f.Package + " to " + strings.Join(f.FixedIn, " or ")
 }
 
 // severity reads a scanner's word.

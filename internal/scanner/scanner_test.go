@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,21 +53,26 @@ func TestTrivy(t *testing.T) {
 	t.Setenv("TRIVY_USERNAME", "u")
 	t.Setenv("KILN_PRIVATE", "p")
 	out := install(t, "trivy", record+`cat "$DATA/trivy.json"`)
-	got, err := scanner.Scanner{Cache: "/var/cache/x"}.Scan(t.Context(), "trivy", image())
+	got, err := (&scanner.Scanner{Cache: "/var/cache/x"}).Scan(t.Context(), "trivy", image())
 	if err != nil {
 		t.Fatal(err)
 	}
 	find := kiln.Finding{Kind: kiln.FindingScanner, Scanner: "trivy", State: kiln.FindingOpen}
-	openssl, apt, net := find, find, find
+	openssl, apt, left, net := find, find, find, find
 	openssl.ID, openssl.Aliases, openssl.Severity = "CVE-2024-9143", []string{"DSA-5817-1"}, kiln.SeverityLow
 	openssl.Title = "openssl: Low-level invalid GF(2^m) parameters lead to OOB memory access"
 	openssl.Package, openssl.Version, openssl.FixedIn = "libssl3", "3.0.14-1~deb12u2", []string{"3.0.15-1~deb12u1"}
 	openssl.PURL = "pkg:deb/debian/libssl3@3.0.14-1~deb12u2?arch=amd64&distro=debian-12.8"
 	openssl.Layer = kiln.Digest("sha256:" + strings.Repeat("a", 64))
 	apt.ID, apt.Severity, apt.Title, apt.Package, apt.Version = "CVE-2011-3374", kiln.SeverityUnknown, "CVE-2011-3374 of apt", "apt", "2.6.1"
+	left.ID, left.Severity, left.Title, left.Package, left.Version = "CVE-2023-0001", kiln.SeverityMedium, "left over", "left-over", "1.0.0"
+	left.Path = "/app/node_modules/left-over/package.json"
 	net.ID, net.Severity, net.Title, net.Package, net.Version = "CVE-2023-39325", kiln.SeverityHigh, "rapid reset[2J. second line", "golang.org/x/net", "v0.1.0"
 	net.Path, net.FixedIn = "/usr/bin/app", []string{"0.17.0", "0.18.0"}
-	if diff := cmp.Diff([]kiln.Finding{openssl, apt, net}, got); diff != "" {
+	openssl.Change, net.Change = "upgrade libssl3 to 3.0.15-1~deb12u1", "upgrade golang.org/x/net to 0.17.0 or 0.18.0"
+	apt.Change = "no version mends it: do without apt, or ignore the finding with a reason"
+	left.Change = "no version mends it: do without left-over, or ignore the finding with a reason"
+	if diff := cmp.Diff([]kiln.Finding{openssl, apt, left, net}, got); diff != "" {
 		t.Error(diff)
 	}
 	args := strings.Fields(read(t, filepath.Join(out, "args")))
@@ -89,7 +95,7 @@ func TestTrivy(t *testing.T) {
 
 func TestSnyk(t *testing.T) {
 	out := install(t, "snyk", record+`cat "$DATA/snyk.json"; exit 1`)
-	got, err := scanner.Scanner{}.Scan(t.Context(), "snyk", image())
+	got, err := (&scanner.Scanner{}).Scan(t.Context(), "snyk", image())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +105,7 @@ func TestSnyk(t *testing.T) {
 	openssl.Package, openssl.Version, openssl.FixedIn = "openssl", "3.0.14-1~deb12u2", []string{"3.0.15-1~deb12u1"}
 	net.ID, net.Aliases, net.Severity, net.Title = "SNYK-GOLANG-GOLANGORGXNETHTTP2-5953327", []string{"CVE-2023-39325", "GHSA-4374-p667-p6c8"}, kiln.SeverityHigh, "Denial of Service (DoS)"
 	net.Package, net.Version, net.FixedIn, net.Path = "golang.org/x/net/http2", "0.1.0", []string{"0.17.0"}, "/usr/bin/app"
+	openssl.Change, net.Change = "upgrade openssl to 3.0.15-1~deb12u1", "upgrade golang.org/x/net/http2 to 0.17.0"
 	if diff := cmp.Diff([]kiln.Finding{openssl, net}, got); diff != "" {
 		t.Error(diff)
 	}
@@ -111,7 +118,7 @@ func TestNothingFound(t *testing.T) {
 	install(t, "trivy", `echo '{"SchemaVersion": 2, "Results": null}'`)
 	install(t, "snyk", `echo '[{"ok": true, "vulnerabilities": []}]'`)
 	for _, name := range scanner.Names() {
-		if got, err := (scanner.Scanner{}).Scan(t.Context(), name, image()); err != nil || len(got) > 0 {
+		if got, err := (&scanner.Scanner{}).Scan(t.Context(), name, image()); err != nil || len(got) > 0 {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
@@ -140,9 +147,9 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			install(t, c.tool, c.script)
-			got, err := scanner.Scanner{}.Scan(t.Context(), c.tool, image())
+			got, err := (&scanner.Scanner{}).Scan(t.Context(), c.tool, image())
 			var e *kiln.Error
-			if !errors.As(err, &e) || e.Code != kiln.CodeFailed || e.Hint == "" || !strings.Contains(e.Message, c.want) || !strings.HasPrefix(e.Message, c.tool+" did not judge the image: ") || got != nil {
+			if !errors.As(err, &e) || e.Code != kiln.CodeFailed || e.Hint == "" || !strings.Contains(e.Message, c.want) || got != nil {
 				t.Errorf("got %v, %v; want %q", got, err, c.want)
 			}
 		})
@@ -151,26 +158,38 @@ func TestFailures(t *testing.T) {
 
 func TestEvidence(t *testing.T) {
 	install(t, "trivy", `i=0; while [ $i -lt 20 ]; do i=$((i+1)); printf 'line \033[2J %d\n' $i >&2; done; exit 1`)
-	_, err := scanner.Scanner{}.Scan(t.Context(), "trivy", image())
+	_, err := (&scanner.Scanner{}).Scan(t.Context(), "trivy", image())
 	var e *kiln.Error
 	if !errors.As(err, &e) || len(e.Evidence) != 10 || e.Evidence[9] != "line [2J 20" {
 		t.Errorf("got %v", err)
+	}
+	// Without the time, so that the same failure is the same each time.
+	install(t, "trivy", `printf '2026-11-26T21:11:46Z\tFATAL\tFatal error\tDB error: 1 error occurred:\n\t* no such host\n\n\n' >&2; exit 1`)
+	_, err = (&scanner.Scanner{}).Scan(t.Context(), "trivy", image())
+	if !errors.As(err, &e) || !slices.Equal(e.Evidence, []string{"FATAL Fatal error DB error: 1 error occurred:", "* no such host"}) {
+		t.Errorf("got %q", e.Evidence)
+	}
+	// Snyk says it in the report.
+	install(t, "snyk", `echo '{"ok": false, "error": "Authentication failed", "path": "x"}'; exit 2`)
+	_, err = (&scanner.Scanner{}).Scan(t.Context(), "snyk", image())
+	if !errors.As(err, &e) || !slices.Equal(e.Evidence, []string{"Authentication failed"}) {
+		t.Errorf("got %q", e.Evidence)
 	}
 }
 
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	for _, name := range scanner.Names() {
-		_, err := scanner.Scanner{}.Scan(t.Context(), name, image())
+		_, err := (&scanner.Scanner{}).Scan(t.Context(), name, image())
 		var e *kiln.Error
 		if !errors.As(err, &e) || e.Code != kiln.CodeNotFound || !strings.Contains(e.Hint, "install") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := (scanner.Scanner{}).Scan(t.Context(), "grype", image()); !errors.Is(err, kiln.ErrInvalid) {
+	if _, err := (&scanner.Scanner{}).Scan(t.Context(), "grype", image()); !errors.Is(err, kiln.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := (scanner.Scanner{}).Scan(t.Context(), "snyk", scanner.Image{Layout: "/x"}); err == nil {
+	if _, err := (&scanner.Scanner{}).Scan(t.Context(), "snyk", scanner.Image{Layout: "/x"}); err == nil {
 		t.Error("it is asked without an image")
 	}
 }
@@ -188,9 +207,54 @@ func TestTooLong(t *testing.T) {
 		_, err := os.ReadFile(fifo) // to the end of its last writer
 		ended <- err
 	}()
-	_, err := scanner.Scanner{Timeout: 500 * time.Millisecond}.Scan(t.Context(), "trivy", image())
+	_, err := (&scanner.Scanner{Timeout: 500 * time.Millisecond}).Scan(t.Context(), "trivy", image())
 	if err == nil || !strings.Contains(err.Error(), "it took longer than 500ms") {
 		t.Errorf("got %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTrivyHasItsCacheForItself: images are judged several at once, and Trivy
+// gives up when another one has its cache.
+func TestTrivyHasItsCacheForItself(t *testing.T) {
+	out := install(t, "trivy", `mkdir "$OUT/taken" || exit 9
+i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done
+rmdir "$OUT/taken"; echo '{"SchemaVersion": 2, "Results": null}'`)
+	s := &scanner.Scanner{}
+	ended := make(chan error)
+	for range 8 {
+		go func() {
+			_, err := s.Scan(t.Context(), "trivy", image())
+			ended <- err
+		}()
+	}
+	for range 8 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	// Who waits can be stopped.
+	if err := mkfifo(filepath.Join(out, "go")); err != nil {
+		t.Fatal(err)
+	}
+	install(t, "trivy", `read line <"`+out+`/go"; echo '{"SchemaVersion": 2, "Results": null}'`)
+	go func() {
+		_, err := s.Scan(t.Context(), "trivy", image())
+		ended <- err
+	}()
+	let, err := os.OpenFile(filepath.Join(out, "go"), os.O_WRONLY, 0) // once it reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Scan(ctx, "trivy", image()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := let.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
@@ -200,7 +264,7 @@ func TestTooLong(t *testing.T) {
 // TestTooMuch stops one that prints without end.
 func TestTooMuch(t *testing.T) {
 	install(t, "snyk", `exec cat /dev/zero`)
-	_, err := scanner.Scanner{}.Scan(t.Context(), "snyk", image())
+	_, err := (&scanner.Scanner{}).Scan(t.Context(), "snyk", image())
 	if err == nil || !strings.Contains(err.Error(), "it printed more than") {
 		t.Errorf("got %v", err)
 	}
@@ -210,7 +274,7 @@ func TestCancelled(t *testing.T) {
 	install(t, "trivy", `exec tail -f /dev/null`)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := (scanner.Scanner{}).Scan(ctx, "trivy", image()); !errors.Is(err, context.Canceled) {
+	if _, err := (&scanner.Scanner{}).Scan(ctx, "trivy", image()); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

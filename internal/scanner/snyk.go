@@ -19,6 +19,7 @@ func snyk() tool {
 		},
 		clean: func(status int) bool { return status == 1 }, // vulnerabilities were found
 		parse: parseSnyk,
+		said:  saidSnyk,
 		statuses: map[int]string{
 			2: "it failed, and may succeed when tried again",
 			3: "it found nothing in the image that it supports",
@@ -47,6 +48,15 @@ type snykFinding struct {
 	Identifiers map[string][]string `json:"identifiers"`
 	FixedIn     []string            `json:"fixedIn"`
 	Nearest     string              `json:"nearestFixedInVersion"`
+}
+
+// saidSnyk is what a report has in the place of findings.
+func saidSnyk(report []byte) string {
+	var r snykReport
+	if err := json.Unmarshal(report, &r); err != nil {
+		return ""
+	}
+	return r.Error
 }
 
 func parseSnyk(report []byte) ([]kiln.Finding, error) {
@@ -129,5 +139,6 @@ func (v snykFinding) finding(target string) kiln.Finding {
 	for _, one := range fixed {
 		f.FixedIn = append(f.FixedIn, words(one))
 	}
+	f.Change = change(f)
 	return f
 }

@@ -19,6 +19,7 @@ func trivy() tool {
 		args: func(input, cache string) []string {
 			return []string{"image", "--input", input, "--format", "json", "--scanners", "vuln", "--exit-code", "0", "--quiet", "--cache-dir", cache}
 		},
+		alone: true,
 		clean: func(int) bool { return false },
 		parse: parseTrivy,
 	}
@@ -28,6 +29,7 @@ type trivyReport struct {
 	SchemaVersion int
 	Results       []struct {
 		Target          string
+		Type            string
 		Vulnerabilities []trivyVulnerability
 	}
 }
@@ -59,11 +61,18 @@ func parseTrivy(report []byte) ([]kiln.Finding, error) {
 			if v.VulnerabilityID == "" || v.PkgName == "" {
 				return nil, errors.New("a vulnerability has no identifier or no package")
 			}
+			if v.PkgPath == "" && slices.Contains(programs(), result.Type) {
+				v.PkgPath = result.Target
+			}
 			out = append(out, v.finding())
 		}
 	}
 	return out, nil
 }
+
+// programs are the types of results that are one program each: their target is
+// its path, and their packages have none.
+func programs() []string { return []string{"gobinary", "rustbinary"} }
 
 func (v trivyVulnerability) finding() kiln.Finding {
 	f := kiln.Finding{
@@ -87,5 +96,6 @@ func (v trivyVulnerability) finding() kiln.Finding {
 			f.FixedIn = append(f.FixedIn, fixed)
 		}
 	}
+	f.Change = change(f)
 	return f
 }

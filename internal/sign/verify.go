@@ -199,23 +199,43 @@ func (s *Signer) read(ctx context.Context, k *keys, about kiln.Digest) ([]findin
 	slices.SortFunc(all, func(a, b ocispec.Descriptor) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
 	out := make([]finding, 0, len(all))
 	for _, d := range all {
-		at := place{about, kiln.Digest(d.Digest)}
-		f, ok := s.seen.get(at)
-		if !ok {
-			var lasting bool
-			if f, lasting = s.readOne(ctx, k, at); lasting {
-				s.seen.put(at, f)
-			}
-		}
+		f := s.look(ctx, k, place{about, kiln.Digest(d.Digest)})
 		if err := ctx.Err(); err != nil {
 			return nil, err
-		}
-		if f.err == nil && !k.trusts(f.key) {
-			f.err = fmt.Errorf("%w: key %s is not trusted any more", ErrOtherKey, short(f.key))
 		}
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// look reads one bundle, unless it is known.
+func (s *Signer) look(ctx context.Context, k *keys, at place) finding {
+	f, ok := s.seen.get(at)
+	if !ok {
+		var lasting bool
+		if f, lasting = s.readOne(ctx, k, at); lasting {
+			s.seen.put(at, f)
+		}
+	}
+	if f.err == nil && !k.trusts(f.key) {
+		f.err = fmt.Errorf("%w: key %s is not trusted any more", ErrOtherKey, short(f.key))
+	}
+	return f
+}
+
+// Said says whether a trusted key signed what a referrer says of a manifest, in
+// either form.
+func (s *Signer) Said(ctx context.Context, about, referrer kiln.Digest) (bool, error) {
+	payload, err := simplePayload(about)
+	if err != nil {
+		return false, err
+	}
+	k := s.images.current()
+	if _, ok := s.simpleBy(ctx, k, about, referrer, payload); ok {
+		return true, nil
+	}
+	f := s.look(ctx, k, place{about, referrer})
+	return f.err == nil, ctx.Err()
 }
 
 // readOne reads one bundle. What the store could not read may be there again

@@ -23,11 +23,6 @@ const (
 	maxEntries = 1000
 )
 
-// configTypes are the media types of the configurations of images.
-func configTypes() []string {
-	return []string{ocispec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json"}
-}
-
 // Find returns the manifest or the index that a name stands for, a digest, or
 // the beginning of the digest of one that has a name: 12 hex digits or more. The
 // error matches kiln.ErrNotFound where there is none.
@@ -113,7 +108,7 @@ func (c *chooser) choose(d kiln.Digest, depth int) (kiln.Digest, error) {
 // fits says whether an entry of an index is the image, or may have it in it.
 func (c *chooser) fits(e ocispec.Descriptor, alone bool) bool {
 	switch {
-	case e.ArtifactType != "":
+	case !kiln.MayBeImage(e.ArtifactType):
 		return false
 	case e.Platform == nil:
 		return alone || isIndex(e.MediaType)
@@ -149,7 +144,7 @@ func platformOf(p ocispec.Platform) string {
 
 // whole says what is missing of an image.
 func (s *Store) whole(d kiln.Digest, doc document) error {
-	if !slices.Contains(configTypes(), doc.Config.MediaType) {
+	if !slices.Contains(kiln.ImageConfigTypes(), doc.Config.MediaType) {
 		return kiln.Errorf(kiln.CodeInvalid, "name the image itself", "%s is no image: its configuration is of the type %q", d, doc.Config.MediaType)
 	}
 	for _, part := range append([]ocispec.Descriptor{*doc.Config}, doc.Layers...) {

@@ -64,12 +64,15 @@ func TestImageOfAPlatform(t *testing.T) {
 	arm, _ := entry(t, s, "arm", "linux/arm64")
 	bare, alone := entry(t, s, "bare", "")
 	inner := putIndex(t, s, arm, amd)
+	typed, artifact := amd, arm // as crane writes them, and what is no image
+	typed.ArtifactType, artifact.ArtifactType, artifact.Platform = ocispec.MediaTypeImageConfig, "application/vnd.example", amd.Platform
 	for name, c := range map[string]struct {
 		of   ocispec.Descriptor
 		want kiln.Digest
 	}{
 		"itself": {amd, want}, "index": {inner, want}, "index in an index": {putIndex(t, s, inner), want},
 		"one without a platform": {putIndex(t, s, bare), alone},
+		"one that says its type": {putIndex(t, s, artifact, typed), want},
 	} {
 		if got, err := s.Image(t.Context(), kiln.Digest(c.of.Digest), "linux/amd64"); err != nil || got != c.want {
 			t.Errorf("%s: %s, %v", name, got, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -118,6 +119,15 @@ func (c *catalog) add(home, tag string, e ocispec.Descriptor) {
 	if tag != "" {
 		r.tags[tag] = e
 	}
+}
+
+// Repositories returns the names of all, sorted.
+func (s *Store) Repositories(ctx context.Context) ([]string, error) {
+	c, err := s.catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(c.repositories)), nil
 }
 
 // Tags returns what the tags of a repository name. The error matches

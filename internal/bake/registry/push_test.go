@@ -94,6 +94,54 @@ func TestPushSendsWhatRefersToAnImage(t *testing.T) {
 	}
 }
 
+// elsewhere carries requests to another server than their URL names.
+type elsewhere struct{ host string }
+
+func (e elsewhere) RoundTrip(r *http.Request) (*http.Response, error) {
+	out := r.Clone(r.Context())
+	out.URL.Scheme, out.URL.Host = "http", e.host
+	return http.DefaultTransport.RoundTrip(out)
+}
+
+// TestTheOwnRegistryNeedsNoNetwork: what names it is carried its way, and all
+// else as it was.
+func TestTheOwnRegistryNeedsNoNetwork(t *testing.T) {
+	server := httptest.NewServer(theirs.New())
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	image, err := random.Image(100, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(host + "/team/app:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, image); err != nil {
+		t.Fatal(err)
+	}
+	memory := &shelf{blobs: map[kiln.Digest][]byte{}}
+	c := New(Options{Store: memory, Own: func(r *http.Request) http.RoundTripper {
+		if r.URL.Host == "kiln.test:9443" {
+			return elsewhere{host}
+		}
+		return nil
+	}})
+	for _, where := range []string{"kiln.test:9443/team/app:v1", host + "/team/app:v1"} {
+		lock, err := c.Resolve(t.Context(), where)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Pull(t.Context(), where, lock.Index, func(kiln.Progress) {}); err != nil {
+			t.Errorf("%s: %v", where, err)
+		}
+		clear(memory.blobs)
+	}
+	if _, err := c.Resolve(t.Context(), "kiln.test:9443/team/other:v1"); !errors.Is(err, kiln.ErrNotFound) {
+		t.Errorf("an image that is not there: %v", err)
+	}
+}
+
 // TestMirrorsComeFirst pulls from a mirror, and from the registry itself what
 // no mirror has.
 func TestMirrorsComeFirst(t *testing.T) {

@@ -7,6 +7,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +48,22 @@ type Options struct {
 	Keychain authn.Keychain
 	// Transport carries the requests; a copy of the default one when nil.
 	Transport http.RoundTripper
+	// Own is what carries a request instead, to a registry that needs no network;
+	// it returns nil for others. Nil is none for all.
+	Own func(*http.Request) http.RoundTripper
+}
+
+// carrier carries requests each to its registry.
+type carrier struct {
+	own  func(*http.Request) http.RoundTripper
+	next http.RoundTripper
+}
+
+func (c carrier) RoundTrip(r *http.Request) (*http.Response, error) {
+	if own := c.own(r); own != nil {
+		return own.RoundTrip(r)
+	}
+	return c.next.RoundTrip(r)
 }
 
 // Client resolves, pulls and pushes. Its methods may be called concurrently.
@@ -107,6 +124,9 @@ func New(o Options) *Client {
 	}
 	if o.Transport == nil {
 		o.Transport = remote.DefaultTransport
+	}
+	if o.Own != nil {
+		o.Transport = carrier{o.Own, o.Transport}
 	}
 	return &Client{store: o.Store, remote: []remote.Option{
 		remote.WithAuthFromKeychain(o.Keychain),
@@ -431,9 +451,13 @@ func explain(ref string, err error) error {
 func answered(doing, ref string, err error) (*transport.Error, error) {
 	var known *kiln.Error
 	var t *transport.Error
+	var stranger x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &known), errors.Is(err, context.Canceled):
 		return nil, fmt.Errorf("%s %s: %w", doing, ref, err)
+	case errors.As(err, &stranger):
+		return nil, kiln.Errorf(kiln.CodeUnavailable, "Where it is yours, put its authority below /usr/local/share/ca-certificates, run update-ca-certificates, and restart kilnd.",
+			"%s %s: the machine does not trust the registry's certificate: %w", doing, ref, stranger)
 	case !errors.As(err, &t):
 		return nil, kiln.Errorf(kiln.CodeUnavailable, "Check the registry's name and the network.", "%s %s: %w", doing, ref, err)
 	}
