@@ -56,6 +56,7 @@ func (p *plane) openProver(context.Context) error {
 		Scan:       others.scan,
 		Rules:      rules{p.store}.find,
 		Bundles:    p.bundlesOf,
+		Observer:   proofs{p.metrics},
 		Log:        p.log,
 	})
 	return nil

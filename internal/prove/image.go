@@ -25,7 +25,7 @@ func (p *Prover) Foresee(ctx context.Context, r kiln.ProveRequest) (map[string]k
 		if err != nil || seen == nil {
 			return nil, err
 		}
-		v, err := p.judge(ctx, image, baked, *seen, r)
+		v, err := p.judge(ctx, WhyPlan, image, baked, *seen, r)
 		return &v, err
 	})
 }
@@ -76,7 +76,7 @@ func (p *Prover) prove(ctx context.Context, image kiln.Image, baked kiln.Baked, 
 			return nil, err
 		}
 	}
-	v, err := p.judge(ctx, image, baked, *seen, r)
+	v, err := p.judge(ctx, WhyRelease, image, baked, *seen, r)
 	if err != nil {
 		return nil, err
 	}
@@ -125,13 +125,22 @@ func (p *Prover) inspect(ctx context.Context, image kiln.Digest, base Base) (*In
 		return nil, err
 	}
 	defer release()
-	seen, err := p.opt.Inspector.Inspect(ctx, image, base)
+	seen, err := p.watched(ctx, image, base)
 	seen.Base = base
 	return &seen, err
 }
 
+// watched inspects an image, and tells how long that took.
+func (p *Prover) watched(ctx context.Context, image kiln.Digest, base Base) (Inspection, error) {
+	began := p.opt.Now()
+	seen, err := p.opt.Inspector.Inspect(ctx, image, base)
+	p.opt.Observer.Inspected(p.opt.Now().Sub(began), err)
+	return seen, err
+}
+
 // judge has an image judged by its gate.
-func (p *Prover) judge(ctx context.Context, image kiln.Image, baked kiln.Baked, seen Inspection, r kiln.ProveRequest) (kiln.Verdict, error) {
+func (p *Prover) judge(ctx context.Context, why Why, image kiln.Image, baked kiln.Baked, seen Inspection, r kiln.ProveRequest) (v kiln.Verdict, err error) {
+	defer func() { p.opt.Observer.Judged(why, v.Outcome, err) }()
 	asked, err := p.opt.Advisories.Match(ctx, seen.Inventory.Packages)
 	if err != nil {
 		return kiln.Verdict{}, fmt.Errorf("ask the advisories: %w", err)

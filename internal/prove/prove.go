@@ -116,8 +116,32 @@ type Scan func(ctx context.Context, scanner kiln.GateScanner, image kiln.Digest)
 // what is in it.
 type Rule func(ctx context.Context, image kiln.Image, r kiln.ProveRequest) ([]kiln.Finding, error)
 
-// Options are what a Prover works with. All but Rules, Bundles, Now and Log
-// must be set.
+// Observer is told of what was done. It neither waits nor fails.
+type Observer interface {
+	// Inspected is told of an image that was looked into, and how long that took.
+	Inspected(took time.Duration, err error)
+	// Judged is told of a judgement, why it was asked for, and what came of it.
+	Judged(why Why, outcome kiln.Outcome, err error)
+}
+
+// Why is what a judgement is for.
+type Why string
+
+// What judgements are for.
+const (
+	WhyRelease Why = "release" // to let it run
+	WhyPlan    Why = "plan"    // to foresee that
+	WhyScan    Why = "scan"    // to look
+	WhyRescan  Why = "rescan"  // it runs
+)
+
+type nobody struct{}
+
+func (nobody) Inspected(time.Duration, error)  {}
+func (nobody) Judged(Why, kiln.Outcome, error) {}
+
+// Options are what a Prover works with. All but Rules, Bundles, Observer, Now and
+// Log must be set.
 type Options struct {
 	Inspector  Inspector
 	Advisories Advisories
@@ -128,8 +152,10 @@ type Options struct {
 	// Bundles are those of the releases that may start instances of an image,
 	// as far as that is known. Where there are none, nothing is asked of them.
 	Bundles func(ctx context.Context, image kiln.Digest) ([]kiln.Digest, error)
-	Now     func() time.Time
-	Log     *slog.Logger
+	// Observer is told of work; nil tells nobody.
+	Observer Observer
+	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Prover proves images. Its methods may be called at once and again.
@@ -160,6 +186,9 @@ func New(o Options) *Prover {
 	}
 	if o.Rules == nil {
 		o.Rules = func(context.Context, kiln.Image, kiln.ProveRequest) ([]kiln.Finding, error) { return nil, nil }
+	}
+	if o.Observer == nil {
+		o.Observer = nobody{}
 	}
 	if o.Bundles == nil {
 		o.Bundles = func(context.Context, kiln.Digest) ([]kiln.Digest, error) { return nil, nil }

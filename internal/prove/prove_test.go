@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ type world struct {
 	scan      func(kiln.GateScanner) ([]kiln.Finding, error)
 	outcome   kiln.Outcome
 	evidence  []Evidence
+	told      []string
 	gates     []kiln.Gate
 }
 
@@ -41,7 +43,7 @@ func newWorld() *world {
 
 func (w *world) prover() *Prover {
 	return New(Options{
-		Inspector: w, Advisories: w, Signer: w,
+		Inspector: w, Advisories: w, Signer: w, Observer: w,
 		Judge: func(g kiln.Gate, e Evidence, now time.Time) (kiln.Verdict, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -63,6 +65,18 @@ func (w *world) Inspect(_ context.Context, image kiln.Digest, base Base) (Inspec
 		Inventory: kiln.Inventory{Image: image, Packages: []kiln.Package{{Name: "zlib", Version: "1", Ecosystem: "Debian:12"}}},
 		Marks:     []kiln.Finding{{ID: "lint/shell", Kind: kiln.FindingLint, Path: "/bin/sh"}},
 	}, nil
+}
+
+func (w *world) Inspected(took time.Duration, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, fmt.Sprint("inspected ", took >= 0, " ", err))
+}
+
+func (w *world) Judged(why Why, outcome kiln.Outcome, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, fmt.Sprint(why, " ", outcome, " ", err))
 }
 
 func (w *world) Layers(_ context.Context, image kiln.Digest) ([]kiln.Digest, error) {
@@ -352,6 +366,41 @@ func TestAnImageThatCannotBeProvedIsNamed(t *testing.T) {
 	if w.signed[bad.Manifest] {
 		t.Error("it was signed")
 	}
+}
+
+func TestWhatIsDoneIsTold(t *testing.T) {
+	w := newWorld()
+	web, p := w.image("web", "a"), w.prover()
+	want := func(told ...string) {
+		t.Helper()
+		if !slices.Equal(w.told, told) {
+			t.Errorf("told %q, not %q", w.told, told)
+		}
+		w.told = nil
+	}
+	if _, err := p.Look(t.Context(), web.Manifest, nil); err != nil {
+		t.Fatal(err)
+	}
+	want("inspected true <nil>", "scan pass <nil>")
+	r := request(kiln.DefaultGate(), web)
+	w.outcome = kiln.OutcomeFail
+	prove(t, p, r)
+	want("inspected true <nil>", "release fail <nil>")
+	if _, err := p.Foresee(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	want("plan fail <nil>")
+	if _, _, err := p.Rejudge(t.Context(), web.Manifest, kiln.DefaultGate(), nil); err != nil {
+		t.Fatal(err)
+	}
+	want("rescan fail <nil>")
+	p.opt.Judge = func(kiln.Gate, Evidence, time.Time) (kiln.Verdict, error) {
+		return kiln.Verdict{}, errors.New("a broken document")
+	}
+	if _, _, err := p.Rejudge(t.Context(), web.Manifest, kiln.DefaultGate(), nil); err == nil {
+		t.Fatal("no error")
+	}
+	want("rescan  a broken document")
 }
 
 func TestThereIsNoInventoryOfAStranger(t *testing.T) {

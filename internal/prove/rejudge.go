@@ -18,6 +18,7 @@ func (p *Prover) Rejudge(ctx context.Context, image kiln.Digest, g kiln.Gate, ve
 	if err != nil {
 		return kiln.Verdict{}, false, err
 	}
+	defer func() { p.opt.Observer.Judged(WhyRescan, v.Outcome, err) }()
 	asked, err := p.opt.Advisories.Match(ctx, inventory.Packages)
 	if err != nil {
 		return kiln.Verdict{}, false, fmt.Errorf("ask the advisories: %w", err)
