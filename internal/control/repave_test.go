@@ -27,7 +27,8 @@ type world struct {
 	says     map[string]map[string]string // what a base is: finding, and the version that mends it
 	database string
 	whole    bool
-	unread   bool // definitions cannot be read
+	unread   bool      // definitions cannot be read
+	resolved kiln.Lock // what the prover was told last
 	asked    int
 	refused  error // by the registries
 	origins  map[kiln.Digest]kiln.Origin
@@ -200,6 +201,7 @@ func (p worldProver) verdict(image kiln.Digest) kiln.Verdict {
 func (p worldProver) Prove(_ context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.resolved = r.Resolved
 	out := map[string]kiln.Verdict{}
 	for name, b := range r.Baked {
 		out[name] = p.verdict(b.Manifest)
@@ -351,6 +353,18 @@ func TestWhatTheWorldLearnsIsToldOnce(t *testing.T) {
 		looked()
 		if b.tally("finding.gone") != 1 || len(b.problemsOf()) != 0 {
 			t.Fatalf("not gone: %v", b.kinds())
+		}
+	})
+}
+
+// TestTheProverKnowsWhatReferencesWereResolvedTo, also where no lock said it.
+func TestTheProverKnowsWhatReferencesWereResolvedTo(t *testing.T) {
+	inWorld(t, func(t *testing.T, b *bench, w *world) {
+		b.mustUp(shop("production", "1"))
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.resolved.References) != 1 || w.resolved.References[0].Index != locked("base:1", "old").Index {
+			t.Errorf("it was told %+v", w.resolved)
 		}
 	})
 }

@@ -158,7 +158,47 @@ func (p *Prover) judge(ctx context.Context, why Why, image kiln.Image, baked kil
 	if err := p.scan(ctx, baked.Manifest, image.Gate, &e); err != nil {
 		return kiln.Verdict{}, err
 	}
+	if e.Signed, err = p.signed(ctx, baked.Manifest, image.Gate); err != nil {
+		return kiln.Verdict{}, err
+	}
+	if len(image.Gate.SignedBy) > 0 && !overlap(e.Signed.By, image.Gate.SignedBy) {
+		if err := p.ask(ctx, image, baked.Manifest, r.Resolved, why == WhyRelease, &e.Signed); err != nil {
+			return kiln.Verdict{}, err
+		}
+	}
 	return p.opt.Judge(image.Gate, e, p.opt.Now())
+}
+
+// signed is who signed an image, as far as that is known here. Where the gate
+// does not ask, nobody is.
+func (p *Prover) signed(ctx context.Context, image kiln.Digest, gate kiln.Gate) (out Signed, err error) {
+	if len(gate.SignedBy) == 0 {
+		return out, nil
+	}
+	out.Trusted = p.opt.Others.Names()
+	out.By, err = p.opt.Others.Known(ctx, image)
+	return out, err
+}
+
+// ask asks an image's registry who signed it. That it does not answer is
+// evidence, too.
+func (p *Prover) ask(ctx context.Context, image kiln.Image, manifest kiln.Digest, resolved kiln.Lock, keep bool, s *Signed) error {
+	index := manifest
+	for _, r := range resolved.References {
+		if r.Reference == image.Reference && r.Platforms[image.Platform] == manifest {
+			index = r.Index
+		}
+	}
+	by, err := p.opt.Others.Ask(ctx, image.Reference, index, manifest, keep)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	s.By, s.Unasked = append(s.By, by...), failure(err)
+	return nil
+}
+
+func overlap(a, b []string) bool {
+	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }
 
 // scan asks the other scanners of a gate. One that fails is evidence, too.

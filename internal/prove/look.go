@@ -59,6 +59,9 @@ func (p *Prover) Look(ctx context.Context, image kiln.Digest, change func(*kiln.
 	if err := p.scan(ctx, image, gate, &e); err != nil {
 		return kiln.Verdict{}, err
 	}
+	if e.Signed, err = p.signed(ctx, image, gate); err != nil {
+		return kiln.Verdict{}, err
+	}
 	return p.opt.Judge(gate, e, p.opt.Now())
 }
 

@@ -107,6 +107,26 @@ type Evidence struct {
 	// words, or nothing.
 	Scanners map[string]string
 	VEX      map[string][]byte // by path
+	Signed   Signed
+}
+
+// Signed is who signed an image, where its gate asks for that.
+type Signed struct {
+	By      []string // names of others
+	Trusted []string // all names whose keys are known
+	// Unasked says why not all signatures could be asked for; empty when they were.
+	Unasked string
+}
+
+// Others know who signed images that others made.
+type Others interface {
+	// Names are those whose keys are known.
+	Names() []string
+	// Known are the names of those whose signatures of an image are kept here.
+	Known(ctx context.Context, image kiln.Digest) ([]string, error)
+	// Ask asks the registry of an image, too. An error is why it did not answer, or
+	// not with all. With keep, what counts is kept.
+	Ask(ctx context.Context, reference string, index, image kiln.Digest, keep bool) ([]string, error)
 }
 
 // Scan asks another scanner about an image.
@@ -146,6 +166,7 @@ type Options struct {
 	Inspector  Inspector
 	Advisories Advisories
 	Signer     Signer
+	Others     Others
 	Judge      Judge
 	Scan       Scan
 	Rules      Rule
