@@ -81,6 +81,7 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	p.certs = certs
 	p.signer.SetOthers(others)
 	p.control.Rescan() // who signed what runs may be another question now
+	p.baker.SetKeyring(next.file.Debian.Keyring)
 	p.baker.SetMirrors(mirrors(next.file.Registries))
 	p.tracker.Set(followed(next.file.Sources))
 	p.control.SetStorageMax(next.storageMax)

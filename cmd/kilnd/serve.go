@@ -278,6 +278,7 @@ func (p *plane) openBaker(ctx context.Context) (err error) {
 	})
 	if err == nil {
 		p.later(p.baker.Close)
+		p.baker.SetKeyring(p.settings.Load().file.Debian.Keyring)
 		p.baker.SetMirrors(mirrors(p.settings.Load().file.Registries))
 	}
 	return err

@@ -22,3 +22,7 @@ func (b *Baker) Push(ctx context.Context, from registry.Source, manifest kiln.Di
 func (b *Baker) Signatures(ctx context.Context, ref string, index, image kiln.Digest) ([]registry.Signature, error) {
 	return b.registry.Signatures(ctx, ref, index, image)
 }
+
+// SetKeyring exchanges the file with the keys of Debian archives; see
+// debian.Builder.
+func (b *Baker) SetKeyring(file string) { b.debian.SetKeyring(file) }

@@ -86,6 +86,32 @@ func TestSigningFiles(t *testing.T) {
 	}
 }
 
+func TestDebianKeyring(t *testing.T) {
+	for text, want := range map[string]string{
+		`keyring = "/k.gpg"`: "", `keyring = "k.gpg"`: "Not a file", ``: "Missing argument",
+	} {
+		c, _, err := Parse("kilnd.hcl", []byte("debian {\n"+text+"\n}\n"), Options{})
+		if want == "" && (err != nil || c.Debian.Keyring != "/k.gpg") || want != "" && (err == nil || !strings.Contains(toldOf(err), want)) {
+			t.Errorf("%s: %+v, %v", text, c.Debian, err)
+		}
+	}
+	dir := t.TempDir()
+	for mode, want := range map[os.FileMode]string{0o644: "", 0o666: "others than its owner may change it"} {
+		keyring, path := filepath.Join(dir, "keyring"), filepath.Join(dir, "kilnd.hcl")
+		err := errors.Join(
+			os.WriteFile(keyring, []byte("x"), mode), os.Chmod(keyring, mode),
+			os.WriteFile(path, []byte("debian {\n  keyring = \""+keyring+"\"\n}\n"), 0o600),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = Load(path, Options{})
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(toldOf(err), want)) {
+			t.Errorf("mode %#o: %v, want %q", mode, err, want)
+		}
+	}
+}
+
 // toldOf is all that an error says, diagnostics included.
 func toldOf(err error) string {
 	var known *kiln.Error
