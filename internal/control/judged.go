@@ -8,7 +8,7 @@ import (
 )
 
 // Judgement is what was found when what runs in an environment was judged last:
-// by what advisories said then, and by no other scanner.
+// by what advisories said then and who had signed it, and by no other scanner.
 type Judgement struct {
 	Environment string
 	// Findings are the advisories that were open, by the state of the release that

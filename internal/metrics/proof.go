@@ -52,7 +52,7 @@ func findingsDesc() *prometheus.Desc {
 }
 
 func judgedDesc() *prometheus.Desc {
-	return prometheus.NewDesc("kiln_services_judged", "Services of live releases by what their gate said last of what advisories say: one that does not pass runs, and a new release with its image is refused.", []string{"environment", "outcome"}, nil)
+	return prometheus.NewDesc("kiln_services_judged", "Services of live releases by what their gate said last, of advisories and of who signed them: one that does not pass runs, and a new release with its image is refused.", []string{"environment", "outcome"}, nil)
 }
 
 // Describe implements prometheus.Collector.
