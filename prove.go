@@ -126,6 +126,9 @@ type Gate struct {
 	Scanners   []GateScanner `json:"scanners,omitempty"` // sorted by name
 	// VEX are the paths of OpenVEX documents in the definition's folder, sorted.
 	VEX []string `json:"vex,omitempty"`
+	// SignedBy are names of keys of others, sorted, of which one must have signed
+	// an image of a registry; none asks for no signature.
+	SignedBy []string `json:"signed_by,omitempty"`
 }
 
 // DefaultGate is the gate of a definition that says nothing.
@@ -179,6 +182,9 @@ type Verdict struct {
 	Database Digest    `json:"database,omitempty"`
 	Dated    time.Time `json:"dated,omitzero"` // of the database
 	Gate     Gate      `json:"gate"`
+	// SignedBy are those of the names that the gate asks for whose keys signed the
+	// image, sorted.
+	SignedBy []string  `json:"signed_by,omitempty"`
 	At       time.Time `json:"at"`
 	Packages int       `json:"packages"` // that were judged
 	Findings []Finding `json:"findings"` // the worst first
@@ -190,6 +196,7 @@ type ProveRequest struct {
 	Services []Service        // of the definition: what they ask of the images
 	Baked    map[string]Baked // by name
 	Lock     Lock             // what the definition's references are pinned to
+	Resolved Lock             // what they were resolved to, as far as that is known
 	Source   Source
 	// Definition is the digest of the definition's files, as a tree.
 	Definition Digest

@@ -13,6 +13,7 @@ import (
 	"github.com/kilnproject/kiln/internal/control"
 	"github.com/kilnproject/kiln/internal/metrics"
 	"github.com/kilnproject/kiln/internal/notify"
+	"github.com/kilnproject/kiln/internal/prove"
 	"github.com/kilnproject/kiln/internal/server"
 	"github.com/kilnproject/kiln/internal/tracing"
 )
@@ -25,7 +26,7 @@ const urlLimit = 2 * time.Second
 // They ask parts that are made later.
 func (p *plane) openMetrics(context.Context) error {
 	p.metrics = metrics.New(metrics.Options{
-		Version: version, Engine: sights{p}, Gateway: sights{p}, DataDir: p.data, LedgerFile: p.dir("ledger", "ledger.db"), Log: p.log,
+		Version: version, Engine: sights{p}, Gateway: sights{p}, Proof: sights{p}, DataDir: p.data, LedgerFile: p.dir("ledger", "ledger.db"), Log: p.log,
 		StorageMax: func() int64 { return p.settings.Load().storageMax },
 		Storage: map[string]metrics.Usage{
 			"cache":  func(ctx context.Context) (int64, error) { return caches{p.baker}.Usage(ctx) },
@@ -71,6 +72,33 @@ func (s sights) Measure(ctx context.Context) ([]kiln.Measurement, error) {
 func (s sights) Connections(ctx context.Context) (int, error) {
 	ready, err := s.p.gateway.Ready(ctx)
 	return ready.Connections, err
+}
+
+// Judgements are none until what runs was judged.
+func (s sights) Judgements() []metrics.Judgement {
+	var out []metrics.Judgement
+	for _, j := range s.p.control.Judgements() {
+		out = append(out, metrics.Judgement(j))
+	}
+	return out
+}
+
+func (s sights) Advisories() metrics.Advisories {
+	status := s.p.advisories.Status()
+	out := metrics.Advisories{Dated: status.Dated, Records: map[string]int{}}
+	for _, e := range status.Ecosystems {
+		out.Records[e.Name] = e.Records - e.Withdrawn
+	}
+	return out
+}
+
+// proofs tells metrics of what is proved.
+type proofs struct{ metrics *metrics.Metrics }
+
+func (o proofs) Inspected(took time.Duration, err error) { o.metrics.Inspected(took, err) }
+
+func (o proofs) Judged(why prove.Why, outcome kiln.Outcome, err error) {
+	o.metrics.Judged(string(why), outcome, err)
 }
 
 // observer tells metrics and traces of work.

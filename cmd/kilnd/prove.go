@@ -18,6 +18,7 @@ import (
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/advisory"
+	"github.com/kilnproject/kiln/internal/bake"
 	"github.com/kilnproject/kiln/internal/confine"
 	"github.com/kilnproject/kiln/internal/gate"
 	"github.com/kilnproject/kiln/internal/install"
@@ -52,10 +53,12 @@ func (p *plane) openProver(context.Context) error {
 		Inspector:  inspector{p.sealer, p.store, workers(program)},
 		Advisories: advisories{p.advisories},
 		Signer:     signer{p.signer},
+		Others:     vouchers{p.signer, func() *bake.Baker { return p.baker }},
 		Judge:      judge,
 		Scan:       others.scan,
 		Rules:      rules{p.store}.find,
 		Bundles:    p.bundlesOf,
+		Observer:   proofs{p.metrics},
 		Log:        p.log,
 	})
 	return nil
@@ -290,6 +293,7 @@ func judge(g kiln.Gate, e prove.Evidence, now time.Time) (kiln.Verdict, error) {
 	in := gate.Evidence{
 		Image: e.Inventory.Image, Database: e.Asked.Database, Dated: e.Asked.Dated, NoDatabase: e.Asked.Why, Unmatched: e.Asked.Unmatched,
 		Findings: slices.Concat(e.Asked.Findings, e.Others), Scanners: e.Scanners,
+		SignedBy: e.Signed.By, Trusted: e.Signed.Trusted, Unasked: e.Signed.Unasked,
 	}
 	for _, p := range e.Inventory.Packages {
 		if p.Ecosystem != "" {

@@ -44,6 +44,10 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 		return kiln.Errorf(kiln.CodeRefused, "restart kilnd, which ends nothing that runs: systemctl restart kilnd, or kill it and run kiln up",
 			"another key for signatures takes a restart: %s instead of %s", next.file.Signing, before.file.Signing)
 	}
+	others, err := p.others(next.file.Signing)
+	if err != nil {
+		return err
+	}
 	certs, err := p.certificates(next.file.API)
 	if err != nil {
 		return err
@@ -75,6 +79,9 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	p.access.SetTokens(next.file.Tokens)
 	move.Take()
 	p.certs = certs
+	p.signer.SetOthers(others)
+	p.control.Rescan() // who signed what runs may be another question now
+	p.baker.SetKeyring(next.file.Debian.Keyring)
 	p.baker.SetMirrors(mirrors(next.file.Registries))
 	p.tracker.Set(followed(next.file.Sources))
 	p.control.SetStorageMax(next.storageMax)

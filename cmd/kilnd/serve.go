@@ -223,6 +223,11 @@ func (p *plane) openSigner(ctx context.Context) (err error) {
 	if p.signer, err = sign.New(o); err != nil {
 		return err
 	}
+	others, err := p.others(s)
+	if err != nil {
+		return err
+	}
+	p.signer.SetOthers(others)
 	// What stands in its way, such as a signing command that is out of reach, is
 	// no reason not to serve: what runs goes on, and the next start tries again.
 	if err := p.reserve.write(ctx, func() error { return p.grandfather(ctx) }); err != nil {
@@ -276,6 +281,7 @@ func (p *plane) openBaker(ctx context.Context) (err error) {
 	})
 	if err == nil {
 		p.later(p.baker.Close)
+		p.baker.SetKeyring(p.settings.Load().file.Debian.Keyring)
 		p.baker.SetMirrors(mirrors(p.settings.Load().file.Registries))
 	}
 	return err

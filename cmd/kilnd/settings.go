@@ -174,6 +174,7 @@ func (s settings) changes(next settings) []string {
 	differ("notify", notifyTexts(s.file.Notify), notifyTexts(next.file.Notify))
 	differ("registry", mirrors(s.file.Registries), mirrors(next.file.Registries))
 	differ("signing", s.file.Signing, next.file.Signing)
+	differ("debian.keyring", cmp.Or(s.file.Debian.Keyring, "(Debian's)"), cmp.Or(next.file.Debian.Keyring, "(Debian's)"))
 	differ("source", sourceTexts(s.file.Sources), sourceTexts(next.file.Sources))
 	return append(out, tokenChanges(s.file.Tokens, next.file.Tokens)...)
 }

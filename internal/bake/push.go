@@ -16,3 +16,13 @@ func (b *Baker) SetMirrors(mirrors map[string][]string) { b.registry.SetMirrors(
 func (b *Baker) Push(ctx context.Context, from registry.Source, manifest kiln.Digest, destination string, progress func(kiln.Progress)) (string, error) {
 	return b.registry.Push(ctx, from, manifest, destination, progress)
 }
+
+// Signatures returns the signatures that a registry has of an image; see
+// registry.Client.
+func (b *Baker) Signatures(ctx context.Context, ref string, index, image kiln.Digest) ([]registry.Signature, error) {
+	return b.registry.Signatures(ctx, ref, index, image)
+}
+
+// SetKeyring exchanges the file with the keys of Debian archives; see
+// debian.Builder.
+func (b *Baker) SetKeyring(file string) { b.debian.SetKeyring(file) }

@@ -45,7 +45,13 @@ type Config struct {
 	// Registries are those of others, by host.
 	Registries []Registry
 	Signing    Signing
+	Debian     Debian
 	Sources    []Source // by name
+}
+
+// Debian is how Debian images are made.
+type Debian struct {
+	Keyring string // file with the keys of the archives; empty is Debian's own
 }
 
 // Source is a repository that is followed.

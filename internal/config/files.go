@@ -49,6 +49,11 @@ func (r *reader) checkFiles(c Config) {
 			}
 		}
 	}
+	if d := r.single("debian"); d != nil {
+		if _, err := readSafe(c.Debian.Keyring, trusted(), maxCertificate); err != nil {
+			r.file(d.At("keyring"), err)
+		}
+	}
 	if r.single("signing") != nil {
 		r.checkSigning(c.Signing)
 	}

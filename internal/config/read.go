@@ -75,6 +75,9 @@ func (r *reader) read() Config {
 	if d := r.single("signing"); d != nil {
 		c.Signing = r.signing(d)
 	}
+	if d := r.single("debian"); d != nil {
+		c.Debian.Keyring = d.Checked("keyring", "Not a file", badPath)
+	}
 	c.Tokens, c.Notify, c.Registries, c.Sources = r.tokens(), r.notifications(), r.registries(), r.sources()
 	r.checkTogether(c)
 	return c

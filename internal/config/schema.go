@@ -12,7 +12,7 @@ func rootSchema() *hclfile.Block {
 		Arguments: []hclfile.Argument{
 			{Name: "data", Type: "string", Default: "`\"/var/lib/kiln\"`", Range: "absolute path", Doc: "The data directory. It cannot change while the control plane runs, and a file inside of a data directory does not say it."},
 		},
-		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock(), signingBlock(), sourceBlock()},
+		Blocks: []hclfile.Block{listenBlock(), apiBlock(), tokenBlock(), storageBlock(), logBlock(), tracesBlock(), notifyBlock(), registryBlock(), signingBlock(), debianBlock(), sourceBlock()},
 	}
 }
 
@@ -98,6 +98,15 @@ func registryBlock() hclfile.Block {
 		Name: "registry", Labels: []string{"host"}, Doc: "How images of a registry of others are pulled, such as `registry \"docker.io\"`. Credentials are not here: they are in the Docker configuration of the user that kilnd runs as.",
 		Arguments: []hclfile.Argument{
 			{Name: "mirrors", Type: "list of strings", Required: true, Range: "`HOST`, `HOST:PORT`, either with a path behind it", Doc: "Registries that are asked before it, in this order. One that fails, or has not the image, is passed over."},
+		},
+	}
+}
+
+func debianBlock() hclfile.Block {
+	return hclfile.Block{
+		Name: "debian", Single: true, Doc: "The archives that `debian` images are made from. It can change while kilnd runs.",
+		Arguments: []hclfile.Argument{
+			{Name: "keyring", Type: "string", Required: true, Range: "absolute path of a file that only its owner may change", Doc: "The keys that sign the archives, in the place of Debian's own: for a mirror that signs anew. `gpg --export` writes it, with or without `--armor`."},
 		},
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,16 +19,35 @@ type Signing struct {
 	Command      []string // the program first, absolute
 	PublicKey    string   // file of the command's public key
 	Digest       bool     // the command gets the SHA-256 instead of the content
+	// Trust are keys of others, by name; they sign nothing here.
+	Trust []Trust
 }
 
-// Same says whether two say the same.
+// Trust is somebody whose signatures say who made an image.
+type Trust struct {
+	Name string
+	Key  string // file of public keys, which PublicKeys reads
+}
+
+// PublicKeys reads public keys in PEM, which others must not change.
+func PublicKeys(path string) ([]byte, error) { return readSafe(path, trusted(), maxSecret) }
+
+// Same says whether two say the same of the key that signs.
 func (s Signing) Same(as Signing) bool {
 	return slices.Equal(s.Command, as.Command) && s.Key == as.Key && s.PasswordFile == as.PasswordFile &&
 		s.PublicKey == as.PublicKey && s.Digest == as.Digest
 }
 
-// String says by what images are signed.
+// String says by what images are signed, and whose signatures are known.
 func (s Signing) String() string {
+	text := s.by()
+	for _, t := range s.Trust {
+		text += ", " + t.Name + " by " + t.Key
+	}
+	return text
+}
+
+func (s Signing) by() string {
 	switch {
 	case s.Key != "":
 		return "key " + s.Key
@@ -39,7 +59,13 @@ func (s Signing) String() string {
 
 func signingBlock() hclfile.Block {
 	return hclfile.Block{
-		Name: "signing", Single: true, Doc: "The key that images are signed with, where it is not Kiln's own: `key`, or `command` with `public_key`. Another one takes a restart of kilnd; the key before stays trusted for what it signed.",
+		Name: "signing", Single: true, Doc: "The key that images are signed with, where it is not Kiln's own: `key`, or `command` with `public_key`. Another one takes a restart of kilnd; the key before stays trusted for what it signed. And keys of others, in blocks `trust`, which can change while kilnd runs.",
+		Blocks: []hclfile.Block{{
+			Name: "trust", Labels: []string{"name"}, Doc: "Somebody whose signatures say who made an image of a registry. It lets nothing run: a gate may ask for it, by `signed_by`.",
+			Arguments: []hclfile.Argument{
+				{Name: "key", Type: "string", Required: true, Range: "absolute path of a file that only its owner may change", Doc: "Public keys in PEM, of ECDSA over P-256, as `cosign generate-key-pair` and `kiln key show --pem` write them. Of several, one after the other, each counts."},
+			},
+		}},
 		Arguments: []hclfile.Argument{
 			{Name: "key", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "The private key in PEM, of ECDSA over P-256: PKCS #8, SEC 1, or encrypted as cosign does."},
 			{Name: "password_file", Type: "string", Range: "absolute path of a file that only its owner may read", Doc: "The password of an encrypted `key`. One line break at its end does not count."},
@@ -62,6 +88,12 @@ func (r *reader) signing(d *hclfile.Decoder) Signing {
 		}
 		s.Command = append(s.Command, i.Text)
 	}
+	for _, b := range d.Blocks("trust", 1) {
+		inner := r.decoder(b.Body)
+		s.Trust = append(s.Trust, Trust{Name: b.Labels[0], Key: inner.Checked("key", "Not a file", badPath)})
+	}
+	hclfile.CheckUnique("trust", d.Blocks("trust", 1), r.report)
+	slices.SortFunc(s.Trust, func(a, b Trust) int { return cmp.Compare(a.Name, b.Name) })
 	both := func(name, than, why string) {
 		if d.Has(name) {
 			r.report.Error(d.At(name), "Not with "+than, "%s", why)
@@ -80,6 +112,10 @@ func (r *reader) signing(d *hclfile.Decoder) Signing {
 		if !d.Has("public_key") {
 			r.report.Error(d.At("command"), "No public key", "What the command signs is verified with its public key: public_key = \"/path/to/key.pub\".")
 		}
+	case len(s.Trust) > 0:
+		for _, name := range []string{"password_file", "public_key", "digest"} {
+			both(name, "trust alone", "It is of the key that signs, and the block names none.")
+		}
 	default:
 		r.report.Error(d.Body.SrcRange, "No key", "The block names no key: key = \"/path/to/key.pem\", or command and public_key. Without the block Kiln has a key of its own.")
 	}
@@ -95,6 +131,14 @@ func (r *reader) checkSigning(s Signing) {
 		}
 		if _, err := Secret(path); err != nil {
 			r.file(d.At(name), err)
+		}
+	}
+	for _, b := range d.Blocks("trust", 1) {
+		inner := r.decoder(b.Body)
+		if _, file, ok := inner.Text("key"); ok {
+			if _, err := PublicKeys(file); err != nil {
+				r.file(inner.At("key"), err)
+			}
 		}
 	}
 	if len(s.Command) == 0 {

@@ -215,7 +215,7 @@ func (b *bench) start() {
 	}
 	options.Preparer, _ = e.(kiln.Preparer)
 	if w := b.world; w != nil {
-		options.Baker, options.Store, options.Prover, options.Loader, options.Locks = worldBaker{w}, worldStore{world: w}, worldProver{w}, worldLoader{}, stamps{}
+		options.Baker, options.Store, options.Prover, options.Loader, options.Locks = worldBaker{w}, worldStore{world: w}, worldProver{w}, worldLoader{world: w}, stamps{}
 	}
 	b.Control = New(options)
 	ctx, stop := context.WithCancel(b.t.Context())

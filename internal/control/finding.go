@@ -19,6 +19,7 @@ type findings struct {
 	Known map[string]finding `json:"known,omitempty"` // by identifier
 
 	policy kiln.Environment // of the live release's definition
+	judged Judgement        // what was found last; the zero value before
 }
 
 // finding is a vulnerability that the gate would let nothing start with.

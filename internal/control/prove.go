@@ -59,7 +59,7 @@ func (c *Control) prepareEngine(ctx context.Context, services []kiln.ReleaseServ
 // passing verdict for each image there is no bundle.
 func (c *Control) prove(ctx context.Context, r UpRequest, def Definition, baked kiln.BakeResult, feed *feed) (map[string]kiln.Verdict, kiln.Digest, error) {
 	whole := bundleOf(r.Tree, def.Spec, baked)
-	request, err := c.proveRequest(r, def, baked.Images, whole)
+	request, err := c.proveRequest(r, def, baked, whole)
 	if err != nil {
 		return nil, "", err
 	}
@@ -103,17 +103,18 @@ func (c *Control) judge(ctx context.Context, r UpRequest, def Definition, known 
 	if c.prover == nil {
 		return nil, nil
 	}
-	request, err := c.proveRequest(r, def, known, bundleOf(r.Tree, def.Spec, kiln.BakeResult{Images: known}))
+	foreseen := kiln.BakeResult{Images: known, Lock: def.Lock}
+	request, err := c.proveRequest(r, def, foreseen, bundleOf(r.Tree, def.Spec, foreseen))
 	if err != nil {
 		return nil, err
 	}
 	return c.prover.Foresee(ctx, request)
 }
 
-func (c *Control) proveRequest(r UpRequest, def Definition, baked map[string]kiln.Baked, whole kiln.Bundle) (kiln.ProveRequest, error) {
+func (c *Control) proveRequest(r UpRequest, def Definition, baked kiln.BakeResult, whole kiln.Bundle) (kiln.ProveRequest, error) {
 	vex, err := vexOf(c.store.TreeFS(r.Tree), def.Spec)
 	return kiln.ProveRequest{
-		Images: def.Spec.Images, Services: def.Spec.Services, Baked: baked, Lock: def.Lock, Source: r.Source, Definition: kiln.DigestJSON(whole.Files), VEX: vex,
+		Images: def.Spec.Images, Services: def.Spec.Services, Baked: baked.Images, Lock: def.Lock, Resolved: baked.Lock, Source: r.Source, Definition: kiln.DigestJSON(whole.Files), VEX: vex,
 	}, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,8 @@ type world struct {
 	says     map[string]map[string]string // what a base is: finding, and the version that mends it
 	database string
 	whole    bool
+	unread   bool      // definitions cannot be read
+	resolved kiln.Lock // what the prover was told last
 	asked    int
 	refused  error // by the registries
 	origins  map[kiln.Digest]kiln.Origin
@@ -51,6 +54,13 @@ func (w *world) questions() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.asked
+}
+
+// unreadable says whether no definition can be read.
+func (w *world) unreadable() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unread
 }
 
 // originated is whether there is an origin of a digest, and how many there are.
@@ -151,10 +161,16 @@ func (s worldStore) Origin(_ context.Context, d kiln.Digest) (kiln.Origin, error
 }
 
 // worldLoader reads kiln.lock, too, as JSON.
-type worldLoader struct{ loader }
+type worldLoader struct {
+	loader
+	*world
+}
 
 func (l worldLoader) Load(tree fs.FS, o LoadOptions) (Definition, error) {
 	def, err := l.loader.Load(tree, o)
+	if l.unreadable() {
+		return def, errors.New("of a later version")
+	}
 	if raw, missing := fs.ReadFile(tree, "kiln.lock"); err == nil && missing == nil {
 		err = json.Unmarshal(raw, &def.Lock)
 	}
@@ -174,6 +190,9 @@ func (p worldProver) verdict(image kiln.Digest) kiln.Verdict {
 		if strings.HasPrefix(id, "LOW") {
 			f.Fails = false
 		}
+		if strings.HasPrefix(id, "IGNORED") {
+			f.Fails, f.State = false, kiln.FindingIgnored
+		}
 		v.Findings = append(v.Findings, f)
 	}
 	return v
@@ -182,6 +201,7 @@ func (p worldProver) verdict(image kiln.Digest) kiln.Verdict {
 func (p worldProver) Prove(_ context.Context, r kiln.ProveRequest) (map[string]kiln.Verdict, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.resolved = r.Resolved
 	out := map[string]kiln.Verdict{}
 	for name, b := range r.Baked {
 		out[name] = p.verdict(b.Manifest)
@@ -199,7 +219,11 @@ func (p worldProver) Rejudge(_ context.Context, image kiln.Digest, _ kiln.Gate, 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asked++
-	return p.verdict(image), p.whole, nil
+	v := p.verdict(image)
+	if slices.ContainsFunc(v.Findings, func(f kiln.Finding) bool { return f.Fails }) {
+		v.Outcome = kiln.OutcomeFail
+	}
+	return v, p.whole, nil
 }
 
 func (p worldProver) Database() kiln.Digest {
@@ -330,6 +354,59 @@ func TestWhatTheWorldLearnsIsToldOnce(t *testing.T) {
 		if b.tally("finding.gone") != 1 || len(b.problemsOf()) != 0 {
 			t.Fatalf("not gone: %v", b.kinds())
 		}
+	})
+}
+
+// TestTheProverKnowsWhatReferencesWereResolvedTo, also where no lock said it.
+func TestTheProverKnowsWhatReferencesWereResolvedTo(t *testing.T) {
+	inWorld(t, func(t *testing.T, b *bench, w *world) {
+		b.mustUp(shop("production", "1"))
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.resolved.References) != 1 || w.resolved.References[0].Index != locked("base:1", "old").Index {
+			t.Errorf("it was told %+v", w.resolved)
+		}
+	})
+}
+
+// TestWhatRunsIsCountedAsItWasJudgedLast: nothing is judged for it, and what is
+// not known is said to be unknown.
+func TestWhatRunsIsCountedAsItWasJudgedLast(t *testing.T) {
+	inWorld(t, func(t *testing.T, b *bench, w *world) {
+		want := func(findings map[kiln.ReleaseState]int, services map[kiln.Outcome]int) {
+			t.Helper()
+			asked := w.questions()
+			all := b.Judgements()
+			if w.questions() != asked {
+				t.Error("something was judged for it")
+			}
+			if len(all) != 1 || all[0].Environment != "production" || !maps.Equal(all[0].Services, services) {
+				t.Fatalf("%+v", all)
+			}
+			for state, n := range findings {
+				if counts := all[0].Findings[state]; counts[kiln.SeverityHigh] != n || len(counts) != len(kiln.Severities()) {
+					t.Errorf("%s: %v, want %d", state, counts, n)
+				}
+			}
+			if len(all[0].Findings) != len(findings) {
+				t.Errorf("releases %v", all[0].Findings)
+			}
+		}
+		if got := b.Judgements(); len(got) != 0 {
+			t.Fatalf("%+v of nothing", got)
+		}
+		b.mustUp(shop("production", "1"))
+		looked()
+		want(map[kiln.ReleaseState]int{kiln.ReleaseLive: 0}, map[kiln.Outcome]int{kiln.OutcomePass: 3})
+		w.learns("old", map[string]string{"CVE-1": "1.2", "LOW-1": "1.1", "IGNORED-1": "1.1"})
+		looked()
+		want(map[kiln.ReleaseState]int{kiln.ReleaseLive: 2}, map[kiln.Outcome]int{kiln.OutcomeFail: 3})
+		b.mustUp(shop("production", "2"))
+		looked()
+		want(map[kiln.ReleaseState]int{kiln.ReleaseLive: 2, kiln.ReleaseParked: 2}, map[kiln.Outcome]int{kiln.OutcomeFail: 3})
+		w.set(func() { w.unread = true; w.database += "+" })
+		looked()
+		want(map[kiln.ReleaseState]int{kiln.ReleaseLive: 2, kiln.ReleaseParked: 2}, map[kiln.Outcome]int{kiln.OutcomeUnknown: 3})
 	})
 }
 

@@ -91,7 +91,7 @@ func (j judged) key() kiln.Digest {
 type running struct {
 	service string
 	live    bool
-	judged  kiln.Digest // key
+	judged  kiln.Digest // key; empty where the gate is not known
 }
 
 // scene is what runs in one environment.
@@ -143,11 +143,14 @@ func (c *Control) sceneOf(ctx context.Context, name string, releases []kiln.Rele
 		}
 		def, vex, err := c.definitionOf(ctx, r)
 		c.complain(ctx, "definition of a release could not be read", name, err)
+		live := r.State == kiln.ReleaseLive
 		if err != nil {
 			s.blind = true
+			for _, one := range r.Services {
+				s.running = append(s.running, running{service: one.Template.Service, live: live})
+			}
 			continue
 		}
-		live := r.State == kiln.ReleaseLive
 		if live {
 			s.policy = def.Environment
 		}
@@ -218,7 +221,7 @@ func (c *Control) rejudge(ctx context.Context, subjects map[kiln.Digest]judged) 
 // once.
 func (c *Control) compare(ctx context.Context, s scene, answers map[kiln.Digest]answer) error {
 	before := c.findings(s.environment)
-	after := findings{Known: map[string]finding{}, policy: s.policy}
+	after := findings{Known: map[string]finding{}, policy: s.policy, judged: judgement(s, answers, before.judged)}
 	whole := !s.blind
 	for _, r := range s.running {
 		a, ok := answers[r.judged]

@@ -38,6 +38,11 @@ type Evidence struct {
 	// did its work, else its failure as a sentence without its stop.
 	Scanners map[string]string
 	VEX      []Statement
+	// SignedBy are the names of others whose keys signed the image, Trusted all
+	// names whose keys are known. Unasked is a sentence without its stop that says
+	// why not all signatures could be asked for.
+	SignedBy, Trusted []string
+	Unasked           string
 }
 
 // lintFails is the least severity of a rule of the lint that fails. The rules
@@ -58,13 +63,14 @@ const databaseHint = "kiln db update, or where there is no internet kiln db impo
 func Judge(g kiln.Gate, e Evidence, now time.Time) kiln.Verdict {
 	j := judgement{gate: filled(g), evidence: e, now: now}
 	j.findings()
+	j.signatures()
 	j.scanners()
 	j.database()
 	v := kiln.Verdict{
 		Image: e.Image, Outcome: kiln.OutcomePass,
 		Reasons:  slices.Concat(j.failed, j.untold, j.passed),
 		Database: e.Database, Dated: e.Dated,
-		Gate: j.gate, At: now, Packages: e.Packages, Findings: j.judged,
+		Gate: j.gate, SignedBy: j.signedBy, At: now, Packages: e.Packages, Findings: j.judged,
 	}
 	switch {
 	case len(j.failed) > 0:
@@ -102,6 +108,7 @@ type judgement struct {
 	untold   []string
 	passed   []string
 	hints    []string // the most urgent first
+	signedBy []string
 }
 
 func (j *judgement) findings() {
@@ -160,6 +167,33 @@ func (j *judgement) scanners() {
 		if failure := j.evidence.Scanners[name]; failure != "" && !known {
 			j.failed = append(j.failed, sentence("The scanner "+name+" did not judge the image: "+failure))
 		}
+	}
+}
+
+// signatures says whether one of those whom the gate names signed the image.
+func (j *judgement) signatures() {
+	e, names := j.evidence, sorted(j.gate.SignedBy)
+	for _, name := range names {
+		if slices.Contains(e.SignedBy, name) {
+			j.signedBy = append(j.signedBy, name)
+		}
+	}
+	if len(names) == 0 || len(j.signedBy) > 0 {
+		return
+	}
+	unknown := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(e.Trusted, name) })
+	switch {
+	case len(unknown) == len(names):
+		j.failed = append(j.failed, "The gate wants a signature by "+strings.Join(names, " or ")+", of whom no key is known here.")
+	case e.Unasked != "":
+		j.untold = append(j.untold, sentence("It could not be told whether the image is signed by "+strings.Join(names, " or ")+": "+e.Unasked))
+		j.hints = append(j.hints, "try again when the registry answers: its signatures are asked for anew")
+	default:
+		j.failed = append(j.failed, "The image is not signed by "+strings.Join(names, " or ")+".")
+		j.hints = append(j.hints, "sign it where it is built, by its digest: cosign sign --key KEY IMAGE@"+string(e.Image)+"; or name in signed_by who did")
+	}
+	for _, name := range unknown {
+		j.hints = append(j.hints, "write into kilnd.hcl: signing { trust \""+name+"\" { key = \"/etc/kiln/"+name+".pub\" } }, and run kiln reload")
 	}
 }
 

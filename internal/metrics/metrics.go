@@ -25,6 +25,7 @@ type Options struct {
 	Version string
 	Engine  Engine
 	Gateway Gateway
+	Proof   Proof
 	Storage map[string]Usage // by what is stored
 	// StorageMax is the bound of Storage together in bytes; 0 is no bound.
 	StorageMax func() int64
@@ -68,6 +69,8 @@ type Metrics struct {
 	seals         *prometheus.CounterVec
 	sealTime      prometheus.Histogram
 	reconciles    *prometheus.HistogramVec
+	verdicts      *prometheus.CounterVec
+	inspections   *prometheus.HistogramVec
 	requests      *prometheus.CounterVec
 	requestTime   *prometheus.HistogramVec
 	commits       *prometheus.HistogramVec
@@ -88,7 +91,7 @@ func New(o Options) *Metrics {
 	m.usage = &usage{options: o, blind: m.blind, now: time.Now}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.standing, runs{m.look}, carried{m.look}, m.usage, disk{o},
+		m.standing, runs{m.look}, carried{m.look}, m.usage, disk{o}, proofs{o, m.standing, time.Now},
 	)
 	info := m.gauge("kiln_build_info", "The version of the control plane; always 1.", "version", "goversion")
 	info.WithLabelValues(o.Version, runtime.Version()).Set(1)
@@ -108,6 +111,8 @@ func (m *Metrics) count() {
 	m.images = m.counter("kiln_baked_images_total", "Images that bakes gave, by whether their inputs had been baked before.", "cache")
 	m.seals = m.counter("kiln_seals_total", "Root file systems that were sealed, by result.", "result")
 	m.sealTime = m.histogram("kiln_seal_duration_seconds", "How long sealing a root file system took.", minutes()).WithLabelValues().(prometheus.Histogram)
+	m.verdicts = m.counter("kiln_verdicts_total", "Judgements of images, by what they were for and what came of them.", "why", "outcome")
+	m.inspections = m.histogram("kiln_inspection_duration_seconds", "How long looking into an image took, for its inventory and the lint.", minutes(), "result")
 	m.reconciles = m.histogram("kiln_reconcile_duration_seconds", "How long comparing all environments with what is desired took, and mending them.", seconds(), "result")
 }
 

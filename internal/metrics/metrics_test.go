@@ -27,7 +27,14 @@ import (
 type fakeEngine struct {
 	asked atomic.Int32
 	away  atomic.Bool // the gateway
+
+	judgements []Judgement
+	advisories Advisories
 }
+
+func (f *fakeEngine) Judgements() []Judgement { return f.judgements }
+
+func (f *fakeEngine) Advisories() Advisories { return f.advisories }
 
 func fleet(environment, version string) kiln.Fleet {
 	return kiln.Fleet{Environment: environment, Template: kiln.Template{Service: "web", Platform: version}, Count: 2}
@@ -63,7 +70,7 @@ func newTest(t *testing.T) (*Metrics, *fakeEngine) {
 		t.Fatal(err)
 	}
 	return New(Options{
-		Version: "1.2.3", Engine: engine, Gateway: engine, DataDir: dir, LedgerFile: filepath.Join(dir, "ledger.db"), Log: slog.New(slog.DiscardHandler),
+		Version: "1.2.3", Engine: engine, Gateway: engine, Proof: engine, DataDir: dir, LedgerFile: filepath.Join(dir, "ledger.db"), Log: slog.New(slog.DiscardHandler),
 		StorageMax: func() int64 { return 1000 },
 		Storage:    map[string]Usage{"images": func(context.Context) (int64, error) { return 500, nil }},
 	}), engine
@@ -84,6 +91,10 @@ func everything(t *testing.T) *Metrics {
 	m.Sealed(time.Second, nil)
 	m.Stepped("admit", time.Second)
 	m.Reconciled(time.Millisecond, nil)
+	m.Inspected(time.Second, nil)
+	m.Judged("release", kiln.OutcomePass, nil)
+	engine.advisories = Advisories{Dated: time.Now().Add(-time.Hour), Records: map[string]int{"Go": 7}}
+	engine.judgements = []Judgement{{Environment: "production", Findings: map[kiln.ReleaseState]map[kiln.Severity]int{kiln.ReleaseLive: {kiln.SeverityHigh: 1}}}}
 	m.Answered("GET", "/v1/status", 200, time.Millisecond)
 	m.Committing()(nil)
 	m.Notified("ops", nil)

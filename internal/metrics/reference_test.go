@@ -144,6 +144,21 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
+// TestAlerts: the same of the alerts that the page proposes.
+func TestAlerts(t *testing.T) {
+	page, err := os.ReadFile(referencePage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alerts := regexp.MustCompile(`(?m)^ +expr: (.+)$`).FindAllStringSubmatch(string(page), -1)
+	if len(alerts) == 0 {
+		t.Fatal("the page has no alert")
+	}
+	for _, alert := range alerts {
+		checkExpression(t, families(t), map[string]bool{}, alert[1])
+	}
+}
+
 // walk calls f for every text in a document, with its key.
 func walk(v any, f func(key, value string)) {
 	switch v := v.(type) {

@@ -26,7 +26,7 @@ func (p *Prover) Foresee(ctx context.Context, r kiln.ProveRequest) (map[string]k
 		if err != nil || seen == nil {
 			return nil, err
 		}
-		v, err := p.judge(ctx, image, baked, *seen, r)
+		v, err := p.judge(ctx, WhyPlan, image, baked, *seen, r)
 		return &v, err
 	})
 }
@@ -77,7 +77,7 @@ func (p *Prover) prove(ctx context.Context, image kiln.Image, baked kiln.Baked, 
 			return nil, err
 		}
 	}
-	v, err := p.judge(ctx, image, baked, *seen, r)
+	v, err := p.judge(ctx, WhyRelease, image, baked, *seen, r)
 	if err != nil {
 		return nil, err
 	}
@@ -126,13 +126,22 @@ func (p *Prover) inspect(ctx context.Context, image kiln.Digest, base Base) (*In
 		return nil, err
 	}
 	defer release()
-	seen, err := p.opt.Inspector.Inspect(ctx, image, base)
+	seen, err := p.watched(ctx, image, base)
 	seen.Base = base
 	return &seen, err
 }
 
+// watched inspects an image, and tells how long that took.
+func (p *Prover) watched(ctx context.Context, image kiln.Digest, base Base) (Inspection, error) {
+	began := p.opt.Now()
+	seen, err := p.opt.Inspector.Inspect(ctx, image, base)
+	p.opt.Observer.Inspected(p.opt.Now().Sub(began), err)
+	return seen, err
+}
+
 // judge has an image judged by its gate.
-func (p *Prover) judge(ctx context.Context, image kiln.Image, baked kiln.Baked, seen Inspection, r kiln.ProveRequest) (kiln.Verdict, error) {
+func (p *Prover) judge(ctx context.Context, why Why, image kiln.Image, baked kiln.Baked, seen Inspection, r kiln.ProveRequest) (v kiln.Verdict, err error) {
+	defer func() { p.opt.Observer.Judged(why, v.Outcome, err) }()
 	asked, err := p.opt.Advisories.Match(ctx, seen.Inventory.Packages)
 	if err != nil {
 		return kiln.Verdict{}, fmt.Errorf("ask the advisories: %w", err)
@@ -150,7 +159,47 @@ func (p *Prover) judge(ctx context.Context, image kiln.Image, baked kiln.Baked, 
 	if err := p.scan(ctx, baked.Manifest, image.Gate, &e); err != nil {
 		return kiln.Verdict{}, err
 	}
+	if e.Signed, err = p.signed(ctx, baked.Manifest, image.Gate); err != nil {
+		return kiln.Verdict{}, err
+	}
+	if len(image.Gate.SignedBy) > 0 && !overlap(e.Signed.By, image.Gate.SignedBy) {
+		if err := p.ask(ctx, image, baked.Manifest, r.Resolved, why == WhyRelease, &e.Signed); err != nil {
+			return kiln.Verdict{}, err
+		}
+	}
 	return p.opt.Judge(image.Gate, e, p.opt.Now())
+}
+
+// signed is who signed an image, as far as that is known here. Where the gate
+// does not ask, nobody is.
+func (p *Prover) signed(ctx context.Context, image kiln.Digest, gate kiln.Gate) (out Signed, err error) {
+	if len(gate.SignedBy) == 0 {
+		return out, nil
+	}
+	out.Trusted = p.opt.Others.Names()
+	out.By, err = p.opt.Others.Known(ctx, image)
+	return out, err
+}
+
+// ask asks an image's registry who signed it. That it does not answer is
+// evidence, too.
+func (p *Prover) ask(ctx context.Context, image kiln.Image, manifest kiln.Digest, resolved kiln.Lock, keep bool, s *Signed) error {
+	index := manifest
+	for _, r := range resolved.References {
+		if r.Reference == image.Reference && r.Platforms[image.Platform] == manifest {
+			index = r.Index
+		}
+	}
+	by, err := p.opt.Others.Ask(ctx, image.Reference, index, manifest, keep)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	s.By, s.Unasked = append(s.By, by...), failure(err)
+	return nil
+}
+
+func overlap(a, b []string) bool {
+	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }
 
 // scan asks the other scanners of a gate. One that fails is evidence, too.

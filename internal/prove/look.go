@@ -23,7 +23,8 @@ const (
 // one, as gates let it be changed first; nil changes nothing. An image that was
 // not proved is inspected. Nothing is signed or kept for that, so what Look lets
 // pass may run no more than before.
-func (p *Prover) Look(ctx context.Context, image kiln.Digest, change func(*kiln.Gate)) (kiln.Verdict, error) {
+func (p *Prover) Look(ctx context.Context, image kiln.Digest, change func(*kiln.Gate)) (v kiln.Verdict, err error) {
+	defer func() { p.opt.Observer.Judged(WhyScan, v.Outcome, err) }()
 	last, judged, err := p.Newest(ctx, image)
 	if err != nil {
 		return kiln.Verdict{}, err
@@ -56,6 +57,9 @@ func (p *Prover) Look(ctx context.Context, image kiln.Digest, change func(*kiln.
 		return kiln.Verdict{}, err
 	}
 	if err := p.scan(ctx, image, gate, &e); err != nil {
+		return kiln.Verdict{}, err
+	}
+	if e.Signed, err = p.signed(ctx, image, gate); err != nil {
 		return kiln.Verdict{}, err
 	}
 	return p.opt.Judge(gate, e, p.opt.Now())
@@ -96,7 +100,7 @@ func (p *Prover) see(ctx context.Context, image kiln.Digest) (Inspection, error)
 	if seen, ok := p.seen.Get(image); ok {
 		return seen, nil
 	}
-	seen, err := p.opt.Inspector.Inspect(ctx, image, Base{})
+	seen, err := p.watched(ctx, image, Base{})
 	if err == nil {
 		p.seen.Add(image, seen)
 	}

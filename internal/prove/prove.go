@@ -107,6 +107,26 @@ type Evidence struct {
 	// words, or nothing.
 	Scanners map[string]string
 	VEX      map[string][]byte // by path
+	Signed   Signed
+}
+
+// Signed is who signed an image, where its gate asks for that.
+type Signed struct {
+	By      []string // names of others
+	Trusted []string // all names whose keys are known
+	// Unasked says why not all signatures could be asked for; empty when they were.
+	Unasked string
+}
+
+// Others know who signed images that others made.
+type Others interface {
+	// Names are those whose keys are known.
+	Names() []string
+	// Known are the names of those whose signatures of an image are kept here.
+	Known(ctx context.Context, image kiln.Digest) ([]string, error)
+	// Ask asks the registry of an image, too. An error is why it did not answer, or
+	// not with all. With keep, what counts is kept.
+	Ask(ctx context.Context, reference string, index, image kiln.Digest, keep bool) ([]string, error)
 }
 
 // Scan asks another scanner about an image.
@@ -116,20 +136,47 @@ type Scan func(ctx context.Context, scanner kiln.GateScanner, image kiln.Digest)
 // what is in it.
 type Rule func(ctx context.Context, image kiln.Image, r kiln.ProveRequest) ([]kiln.Finding, error)
 
-// Options are what a Prover works with. All but Rules, Bundles, Now and Log
-// must be set.
+// Observer is told of what was done. It neither waits nor fails.
+type Observer interface {
+	// Inspected is told of an image that was looked into, and how long that took.
+	Inspected(took time.Duration, err error)
+	// Judged is told of a judgement, why it was asked for, and what came of it.
+	Judged(why Why, outcome kiln.Outcome, err error)
+}
+
+// Why is what a judgement is for.
+type Why string
+
+// What judgements are for.
+const (
+	WhyRelease Why = "release" // to let it run
+	WhyPlan    Why = "plan"    // to foresee that
+	WhyScan    Why = "scan"    // to look
+	WhyRescan  Why = "rescan"  // it runs
+)
+
+type nobody struct{}
+
+func (nobody) Inspected(time.Duration, error)  {}
+func (nobody) Judged(Why, kiln.Outcome, error) {}
+
+// Options are what a Prover works with. All but Rules, Bundles, Observer, Now and
+// Log must be set.
 type Options struct {
 	Inspector  Inspector
 	Advisories Advisories
 	Signer     Signer
+	Others     Others
 	Judge      Judge
 	Scan       Scan
 	Rules      Rule
 	// Bundles are those of the releases that may start instances of an image,
 	// as far as that is known. Where there are none, nothing is asked of them.
 	Bundles func(ctx context.Context, image kiln.Digest) ([]kiln.Digest, error)
-	Now     func() time.Time
-	Log     *slog.Logger
+	// Observer is told of work; nil tells nobody.
+	Observer Observer
+	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Prover proves images. Its methods may be called at once and again.
@@ -160,6 +207,9 @@ func New(o Options) *Prover {
 	}
 	if o.Rules == nil {
 		o.Rules = func(context.Context, kiln.Image, kiln.ProveRequest) ([]kiln.Finding, error) { return nil, nil }
+	}
+	if o.Observer == nil {
+		o.Observer = nobody{}
 	}
 	if o.Bundles == nil {
 		o.Bundles = func(context.Context, kiln.Digest) ([]kiln.Digest, error) { return nil, nil }

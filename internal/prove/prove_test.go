@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -29,6 +30,11 @@ type world struct {
 	scan      func(kiln.GateScanner) ([]kiln.Finding, error)
 	outcome   kiln.Outcome
 	evidence  []Evidence
+	told      []string
+	kept      []string // who signed, as far as it is known here
+	answer    []string // of the registry
+	away      error
+	questions []string
 	gates     []kiln.Gate
 }
 
@@ -41,7 +47,7 @@ func newWorld() *world {
 
 func (w *world) prover() *Prover {
 	return New(Options{
-		Inspector: w, Advisories: w, Signer: w,
+		Inspector: w, Advisories: w, Signer: w, Observer: w, Others: w,
 		Judge: func(g kiln.Gate, e Evidence, now time.Time) (kiln.Verdict, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -63,6 +69,30 @@ func (w *world) Inspect(_ context.Context, image kiln.Digest, base Base) (Inspec
 		Inventory: kiln.Inventory{Image: image, Packages: []kiln.Package{{Name: "zlib", Version: "1", Ecosystem: "Debian:12"}}},
 		Marks:     []kiln.Finding{{ID: "lint/shell", Kind: kiln.FindingLint, Path: "/bin/sh"}},
 	}, nil
+}
+
+func (w *world) Names() []string { return []string{"ci", "team"} }
+
+func (w *world) Known(context.Context, kiln.Digest) ([]string, error) { return w.kept, nil }
+
+func (w *world) Ask(_ context.Context, reference string, index, image kiln.Digest, keep bool) ([]string, error) {
+	w.questions = append(w.questions, fmt.Sprint(reference, " ", index == digest("index"), " ", image == digest("web"), " ", keep))
+	if keep {
+		w.kept = w.answer
+	}
+	return w.answer, w.away
+}
+
+func (w *world) Inspected(took time.Duration, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, fmt.Sprint("inspected ", took >= 0, " ", err))
+}
+
+func (w *world) Judged(why Why, outcome kiln.Outcome, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, fmt.Sprint(why, " ", outcome, " ", err))
 }
 
 func (w *world) Layers(_ context.Context, image kiln.Digest) ([]kiln.Digest, error) {
@@ -354,6 +384,93 @@ func TestAnImageThatCannotBeProvedIsNamed(t *testing.T) {
 	if w.signed[bad.Manifest] {
 		t.Error("it was signed")
 	}
+}
+
+func TestWhatIsDoneIsTold(t *testing.T) {
+	w := newWorld()
+	web, p := w.image("web", "a"), w.prover()
+	want := func(told ...string) {
+		t.Helper()
+		if !slices.Equal(w.told, told) {
+			t.Errorf("told %q, not %q", w.told, told)
+		}
+		w.told = nil
+	}
+	if _, err := p.Look(t.Context(), web.Manifest, nil); err != nil {
+		t.Fatal(err)
+	}
+	want("inspected true <nil>", "scan pass <nil>")
+	r := request(kiln.DefaultGate(), web)
+	w.outcome = kiln.OutcomeFail
+	prove(t, p, r)
+	want("inspected true <nil>", "release fail <nil>")
+	if _, err := p.Foresee(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	want("plan fail <nil>")
+	if _, _, err := p.Rejudge(t.Context(), web.Manifest, kiln.DefaultGate(), nil); err != nil {
+		t.Fatal(err)
+	}
+	want("rescan fail <nil>")
+	p.opt.Judge = func(kiln.Gate, Evidence, time.Time) (kiln.Verdict, error) {
+		return kiln.Verdict{}, errors.New("a broken document")
+	}
+	if _, _, err := p.Rejudge(t.Context(), web.Manifest, kiln.DefaultGate(), nil); err == nil {
+		t.Fatal("no error")
+	}
+	want("rescan  a broken document")
+}
+
+// TestWhoSignedAnImage: a registry is asked once, and only by who may be let pass
+// by it.
+func TestWhoSignedAnImage(t *testing.T) {
+	w := newWorld()
+	p := w.prover()
+	web := w.image("web", "a")
+	ask := func(gate kiln.Gate) kiln.ProveRequest {
+		r := request(gate, web)
+		r.Images[0].Reference, r.Images[0].Platform = "example.com/web:1", "linux/amd64"
+		r.Resolved.References = []kiln.LockedReference{{Reference: "example.com/web:1", Index: digest("index"), Platforms: map[string]kiln.Digest{"linux/amd64": web.Manifest}}}
+		return r
+	}
+	want := func(signed Signed, questions ...string) {
+		t.Helper()
+		got := w.evidence[len(w.evidence)-1].Signed
+		if !slices.Equal(got.By, signed.By) || !slices.Equal(got.Trusted, signed.Trusted) || got.Unasked != signed.Unasked || !slices.Equal(w.questions, questions) {
+			t.Errorf("%+v after %q", got, w.questions)
+		}
+		w.questions = nil
+	}
+	prove(t, p, ask(kiln.DefaultGate()))
+	want(Signed{})
+	strict := kiln.DefaultGate()
+	strict.SignedBy = []string{"ci"}
+	known := w.Names()
+	w.answer, w.away = []string{"team"}, errors.New("half of it is away")
+	if _, err := p.Foresee(t.Context(), ask(strict)); err != nil {
+		t.Fatal(err)
+	}
+	want(Signed{By: []string{"team"}, Trusted: known, Unasked: "half of it is away"}, "example.com/web:1 true true false")
+	prove(t, p, ask(strict))
+	want(Signed{By: []string{"team"}, Trusted: known, Unasked: "half of it is away"}, "example.com/web:1 true true true")
+	w.answer, w.away = []string{"ci"}, nil
+	r := ask(strict)
+	r.Resolved.References[0].Platforms["linux/amd64"] = digest("another") // it was locked anew meanwhile
+	prove(t, p, r)
+	want(Signed{By: []string{"team", "ci"}, Trusted: known}, "example.com/web:1 false true true")
+	prove(t, p, ask(strict))
+	want(Signed{By: []string{"ci"}, Trusted: known})
+	// Who looks, and a rescan, go by what is known here.
+	w.kept = nil
+	if _, err := p.Look(t.Context(), web.Manifest, func(g *kiln.Gate) { g.SignedBy = strict.SignedBy }); err != nil {
+		t.Fatal(err)
+	}
+	want(Signed{Trusted: known})
+	w.kept = []string{"ci"}
+	if _, _, err := p.Rejudge(t.Context(), web.Manifest, strict, nil); err != nil {
+		t.Fatal(err)
+	}
+	want(Signed{By: []string{"ci"}, Trusted: known})
 }
 
 func TestThereIsNoInventoryOfAStranger(t *testing.T) {

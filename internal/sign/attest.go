@@ -16,6 +16,7 @@ const (
 	// SimpleType is the artifact type of the referrer that holds one.
 	SimpleType       = "application/vnd.dev.cosign.artifact.sig.v1+json"
 	simpleLayerType  = "application/vnd.dev.cosign.simplesigning.v1+json"
+	simpleKind       = "cosign container image signature"
 	simpleAnnotation = "dev.cosignproject.cosign/signature"
 )
 
@@ -132,7 +133,7 @@ func simplePayload(manifest kiln.Digest) ([]byte, error) {
 	return json.Marshal(struct {
 		Critical critical       `json:"critical"`
 		Optional map[string]any `json:"optional"`
-	}{critical{name{identity}, image{manifest}, "cosign container image signature"}, nil})
+	}{critical{name{identity}, image{manifest}, simpleKind}, nil})
 }
 
 // signSimply signs in the older form.

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -81,6 +82,7 @@ type Signer struct {
 	images  *ring
 	records *ring
 	seen    *memory
+	others  atomic.Pointer[map[string]*keys]
 }
 
 // New opens the folder of the keys, and makes what is missing.
@@ -96,6 +98,7 @@ func New(opt Options) (*Signer, error) {
 		return nil, err
 	}
 	s := &Signer{store: opt.Store, log: opt.Log, now: opt.Now, seen: newMemory()}
+	s.SetOthers(nil)
 	if s.images, err = openRing(filepath.Join(opt.Dir, "image"), own, opt.Now); err != nil {
 		return nil, fmt.Errorf("open the keys of images: %w", err)
 	}

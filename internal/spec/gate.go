@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	maxVEX    = 100 // documents of one gate
-	maxReason = 300 // characters
+	maxVEX     = 100 // documents of one gate
+	maxReason  = 300 // characters
+	maxSigners = 20  // of one gate
 )
 
 // gateSaid is what one gate block says: its values, and which arguments it
@@ -64,6 +65,9 @@ func over(all, own gateSaid) kiln.Gate {
 		if g.says["vex"] {
 			out.VEX = g.VEX
 		}
+		if g.says["signed_by"] {
+			out.SignedBy = g.SignedBy
+		}
 	}
 	out.Ignore = lay(all.Ignore, own.Ignore, func(a, b kiln.GateIgnore) int { return compare(a.ID, b.ID) })
 	out.Allow = lay(all.Allow, own.Allow, func(a, b kiln.GateAllow) int { return cmp.Or(compare(a.Rule, b.Rule), compare(a.Path, b.Path)) })
@@ -97,6 +101,9 @@ func (l *loader) gateBlock(d *decoder) gateSaid {
 	out.MaxDBAge = d.Duration("max_db_age", 0, time.Hour, 8760*time.Hour)
 	out.NoDatabase = policy(d, "no_database", kiln.PolicyFail, kiln.PolicyFail, kiln.PolicyWarn)
 	out.VEX = l.vexDocuments(d)
+	if out.says["signed_by"] {
+		out.SignedBy = signedBy(d)
+	}
 	hclfile.CheckUnique("ignore", d.Blocks("ignore", 1), d.report)
 	hclfile.CheckUnique("scanner", d.Blocks("scanner", 1), d.report)
 	for _, b := range d.Blocks("ignore", 1) {
@@ -186,6 +193,26 @@ func reason(d *decoder) string {
 		return ""
 	}
 	return strings.TrimSpace(s)
+}
+
+// signedBy reads whose signature an image must have. An empty list would be read
+// as nobody's by one and as anybody's by another.
+func signedBy(d *decoder) []string {
+	var out []string
+	items := d.List("signed_by")
+	if len(items) == 0 || len(items) > maxSigners {
+		d.report.Error(d.At("signed_by"), "Unsuitable list", "Name 1 to %d of those whom a trust block of kilnd.hcl names. Without the argument nobody's signature is asked for.", maxSigners)
+		return nil
+	}
+	for _, i := range items {
+		if problem := badName("trust", i.Text); problem != "" {
+			d.report.Error(i.At, "Invalid name", "%s", problem)
+			continue
+		}
+		out = append(out, i.Text)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // vexDocuments reads the vex argument and checks the documents, which become

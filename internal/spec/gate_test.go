@@ -181,3 +181,34 @@ gate {
 		}
 	}
 }
+
+func TestSignedByIsAboutImagesOfRegistries(t *testing.T) {
+	_, s := gateOf(t, `
+gate { signed_by = ["ci", "release", "ci"] }
+image "all" { reference = "docker.io/library/nginx:1" }
+image "baked" {
+  debian { suite = "bookworm" }
+}
+image "own" {
+  reference = "docker.io/library/nginx:2"
+  gate { signed_by = ["team"] }
+}
+`, nil)
+	want := map[string][]string{"all": {"ci", "release"}, "baked": nil, "own": {"team"}}
+	for _, image := range s.Images {
+		if !slices.Equal(image.Gate.SignedBy, want[image.Name]) {
+			t.Errorf("%s is signed by %q, want %q", image.Name, image.Gate.SignedBy, want[image.Name])
+		}
+	}
+	for name, bad := range map[string]struct{ definition, want string }{
+		"baked":   {`image "a" {` + "\n  debian { suite = \"bookworm\" }\n  gate { signed_by = [\"ci\"] }\n}", "Not an image of a registry"},
+		"nobody":  {`gate { signed_by = [] }`, "Unsuitable list"},
+		"no name": {`gate { signed_by = ["C I"] }`, "Invalid name"},
+	} {
+		_, err := spec.Load(folder(map[string]string{"kiln.hcl": bad.definition}), spec.Options{})
+		var known *kiln.Error
+		if !errors.As(err, &known) || !slices.ContainsFunc(known.Diagnostics, func(d kiln.Diagnostic) bool { return d.Summary == bad.want }) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

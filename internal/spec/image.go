@@ -21,7 +21,9 @@ func (l *loader) images() []kiln.Image {
 	all := l.gate()
 	for _, i := range l.all("image") {
 		image, own := l.image(i)
-		image.Gate = over(all, own)
+		if image.Gate = over(all, own); image.Reference == "" {
+			image.Gate.SignedBy = nil // it is nobody else's
+		}
 		out = append(out, image)
 		places[i.name] = i.at()
 	}
@@ -75,6 +77,9 @@ func (l *loader) image(i *instance) (image kiln.Image, gate gateSaid) {
 	}
 	if inner := d.single("gate"); inner != nil {
 		gate = l.gateBlock(inner)
+		if inner.Has("signed_by") && !d.Has("reference") {
+			l.report.Error(inner.At("signed_by"), "Not an image of a registry", "Image %q is baked here, and signed by this control plane alone. Whose signature an image must have can be said of one with reference = \"...\".", i.block.Labels[0])
+		}
 	}
 	if kinds != 1 {
 		l.report.Error(i.at(), "Which kind of image?", "An image has exactly one of dockerfile { ... }, debian { ... } and reference = \"...\"; image %q has %d.", i.block.Labels[0], kinds)

@@ -24,6 +24,12 @@ func badName(kind, name string) string {
 	if kind == "advisory" {
 		return badAdvisory(name)
 	}
+	if kind == "trust" { // as kilnd.hcl has it
+		if len(name) > 40 || !matches(`[a-z0-9]([a-z0-9._-]*[a-z0-9])?`, name) {
+			return fmt.Sprintf("%q is not the name of a trust block: up to 40 lower-case letters, digits, dots, dashes and underscores.", name)
+		}
+		return ""
+	}
 	if kind == "variable" {
 		if len(name) > 64 || !matches(`[a-z_][a-z0-9_]*`, name) {
 			return fmt.Sprintf("%q is not a variable's name: up to 64 lower-case letters, digits and underscores, not beginning with a digit.", name)

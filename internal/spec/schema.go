@@ -48,7 +48,7 @@ func imageSchema() hclfile.Block {
 				Arguments: []hclfile.Argument{
 					{Name: "suite", Type: "string", Required: true, Range: "a suite's name", Doc: "The Debian release: `\"bookworm\"`."},
 					{Name: "packages", Type: "list of strings", Range: "names of packages", Doc: "What to install besides the minimal system, with dependencies."},
-					{Name: "mirror", Type: "string", Default: "the Debian suites of the machine's own apt", Range: "http or https URL", Doc: "The archive's base URL. Needed where the machine is not Debian."},
+					{Name: "mirror", Type: "string", Default: "the Debian suites of the machine's own apt", Range: "http or https URL", Doc: "The archive's base URL. Needed where the machine is not Debian. It is signed by Debian's keys, or by those that `debian` of `kilnd.hcl` names."},
 					{Name: "apt", Type: "bool", Default: "`false`", Doc: "Keeps apt and dpkg in the image, so that a Dockerfile can install from it."},
 				},
 			},

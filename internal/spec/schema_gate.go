@@ -23,6 +23,7 @@ func gateSchema(doc string) hclfile.Block {
 			{Name: "max_db_age", Type: "duration", Default: "any", Range: "1h to 8760h", Doc: "How old the vulnerability database may be. With an older one it cannot be told whether the image may run."},
 			{Name: "no_database", Type: "string", Default: "`\"fail\"`", Range: "`\"fail\"`, `\"warn\"`", Doc: "What happens where no vulnerability database can judge the image: there is none, it is too old, or it lacks an ecosystem."},
 			{Name: "vex", Type: "list of strings", Range: "paths of OpenVEX documents below the definition's folder", Doc: "Documents that say which vulnerabilities do not affect the image. They are part of the definition."},
+			{Name: "signed_by", Type: "list of strings", Default: "anybody", Range: "names of `trust` blocks of `kilnd.hcl`", Doc: "Whose signature an image of a registry must have: that of one of them. It says nothing of images that are baked here."},
 		},
 		Blocks: []hclfile.Block{
 			{

@@ -89,15 +89,19 @@ func (w *work) prepareApt(sources []source) error {
 			return fmt.Errorf("prepare apt: %w", err)
 		}
 	}
+	ring := "keyring.gpg"
+	if armored(keys) {
+		ring = "keyring.asc" // apt goes by the name
+	}
 	var list strings.Builder
 	for _, s := range sources {
-		fmt.Fprintf(&list, "deb [arch=%s signed-by=/mnt/keyring.gpg] %s %s %s\n", w.arch, s.uri, s.suite, strings.Join(debianComponents(s), " "))
+		fmt.Fprintf(&list, "deb [arch=%s signed-by=/mnt/%s] %s %s %s\n", w.arch, ring, s.uri, s.suite, strings.Join(debianComponents(s), " "))
 	}
 	for name, content := range map[string]string{
 		"apt.conf":     strings.ReplaceAll(aptConf, "ARCH", w.arch),
 		"sources.list": list.String(),
 		"status":       "",
-		"keyring.gpg":  string(keys),
+		ring:           string(keys),
 	} {
 		if err := w.write(name, content); err != nil {
 			return fmt.Errorf("prepare apt: %w", err)

@@ -10,6 +10,7 @@
 package debian
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync/atomic"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/confine"
@@ -43,8 +45,8 @@ type Options struct {
 	Epoch int64 // latest time of a file, Unix seconds
 	// Etc is where apt's sources are; "/etc/apt" when empty.
 	Etc string
-	// Keyring holds the keys of the Debian archive; that of the package
-	// debian-archive-keyring when empty.
+	// Keyring holds the keys of the archives; that of the package
+	// debian-archive-keyring when empty. SetKeyring exchanges it.
 	Keyring string
 	// Client downloads; one that honours the environment's proxies when nil.
 	Client *http.Client
@@ -55,15 +57,18 @@ type Options struct {
 }
 
 // Builder makes Debian images. Its methods may be called concurrently.
-type Builder struct{ opts Options }
+type Builder struct {
+	opts    Options
+	keyring atomic.Pointer[string] // file
+}
+
+// archiveKeyring has Debian's own keys.
+const archiveKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // New makes a builder and removes what a killed one left.
 func New(o Options) *Builder {
 	if o.Etc == "" {
 		o.Etc = "/etc/apt"
-	}
-	if o.Keyring == "" {
-		o.Keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 	}
 	if o.Client == nil {
 		o.Client = newClient()
@@ -75,7 +80,16 @@ func New(o Options) *Builder {
 			}
 		}
 	}
-	return &Builder{opts: o}
+	b := &Builder{opts: o}
+	b.SetKeyring(o.Keyring)
+	return b
+}
+
+// SetKeyring exchanges the file with the keys of the archives; Debian's own when
+// empty. What is being resolved keeps the one that it began with.
+func (b *Builder) SetKeyring(file string) {
+	file = cmp.Or(file, archiveKeyring)
+	b.keyring.Store(&file)
 }
 
 // Resolve chooses the packages of an image and puts their files into the
@@ -91,8 +105,11 @@ func (b *Builder) Resolve(ctx context.Context, d kiln.Debian, platform string, p
 		return nil, err
 	}
 	defer w.remove()
+	if _, err := os.Stat(w.keyring); w.keyring == archiveKeyring && err != nil {
+		return nil, kiln.Errorf(kiln.CodeUnavailable, "apt-get install debian-archive-keyring", "the keys of the Debian archive are missing: %w", err)
+	}
 	progress(kiln.Progress{Step: "resolve packages", Message: "looking for signed archives of " + d.Suite})
-	sources, err := b.sources(ctx, d)
+	sources, err := b.sources(ctx, d, w.keyring)
 	if err != nil {
 		return nil, err
 	}
@@ -150,9 +167,6 @@ func (b *Builder) check(d kiln.Debian, platform string) (string, error) {
 		if _, err := exec.LookPath(program); err != nil {
 			return "", kiln.Errorf(kiln.CodeUnavailable, "apt-get install "+pkg, "baking a Debian image needs the program %s", program)
 		}
-	}
-	if _, err := os.Stat(b.opts.Keyring); err != nil {
-		return "", kiln.Errorf(kiln.CodeUnavailable, "apt-get install debian-archive-keyring", "the keys of the Debian archive are missing: %w", err)
 	}
 	return architecture(platform), nil
 }

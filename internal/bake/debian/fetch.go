@@ -87,6 +87,10 @@ func (b *Builder) download(ctx context.Context, p kiln.LockedPackage) error {
 	if p.Size < 0 || p.Size > maxDeb {
 		return kiln.Errorf(kiln.CodeInvalid, "", "package %s has a size of %d bytes", p.Name, p.Size)
 	}
+	if p.URL == "" { // of what is baked again: where it came from is no part of what it was made from
+		return kiln.Errorf(kiln.CodeNotFound, "Restore the store from a backup; a newer release bakes from what the archive has now.",
+			"the file of package %s %s, %s, is not in the store any more, or was damaged", p.Name, p.Version, p.Digest)
+	}
 	var last error
 	for range 3 {
 		r, err := b.open(ctx, p.URL)

@@ -49,7 +49,7 @@ func (b *Builder) newWork(arch string) (*work, error) {
 	if err != nil {
 		return nil, fmt.Errorf("choose ids: %w", err)
 	}
-	w := &work{dir: dir, arch: arch, keyring: b.opts.Keyring, base: idBase + int(tag)*idCount}
+	w := &work{dir: dir, arch: arch, keyring: *b.keyring.Load(), base: idBase + int(tag)*idCount}
 	return w, os.Chmod(dir, 0o755) //nolint:gosec // what is not root in the sandbox passes through
 }
 

@@ -43,18 +43,18 @@ func debianComponents(s source) []string {
 
 // sources returns the suites that an image is made from, each checked to be
 // Debian's: from the mirror when there is one, else from the machine's apt.
-func (b *Builder) sources(ctx context.Context, d kiln.Debian) ([]source, error) {
+func (b *Builder) sources(ctx context.Context, d kiln.Debian, keyring string) ([]source, error) {
 	var candidates []source
 	var err error
 	if d.Mirror != "" {
 		candidates, err = mirrorSources(d)
 	} else {
-		candidates, err = machineSources(b.opts.Etc, b.opts.Keyring)
+		candidates, err = machineSources(b.opts.Etc, keyring)
 	}
 	if err != nil {
 		return nil, err
 	}
-	keys, err := readKeyring(b.opts.Keyring)
+	keys, err := readKeyring(keyring)
 	if err != nil {
 		return nil, err
 	}
@@ -237,18 +237,25 @@ func parseDeb822(text string) []source {
 func readKeyring(file string) (openpgp.EntityList, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("read the keys of the Debian archive: %w", err)
+		return nil, unreadableKeys(file, err)
 	}
 	read := openpgp.ReadKeyRing
-	if bytes.HasPrefix(b, []byte("-----BEGIN")) {
+	if armored(b) {
 		read = openpgp.ReadArmoredKeyRing
 	}
 	keys, err := read(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("read the keys of the Debian archive: %w", err)
+		return nil, unreadableKeys(file, err)
 	}
 	return keys, nil
 }
+
+func unreadableKeys(file string, err error) error {
+	return kiln.Errorf(kiln.CodeUnavailable, "gpg --export KEY > "+file+" makes one; kilnd.hcl names it", "read the keys of the Debian archives, %s: %w", file, err)
+}
+
+// armored says whether keys are written as text.
+func armored(keys []byte) bool { return bytes.HasPrefix(keys, []byte("-----BEGIN")) }
 
 const maxRelease = 8 << 20 // bytes of an InRelease file
 
