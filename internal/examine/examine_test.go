@@ -193,6 +193,9 @@ func TestVerify(t *testing.T) {
 			}
 			failed := ""
 			for _, c := range proof.Checks {
+				if strings.Contains(c.Detail, "of 0001-01-01") {
+					t.Errorf("%q is dated by a database that was not asked", c.Detail)
+				}
 				if c.Outcome == kiln.OutcomeFail && failed == "" {
 					failed = fmt.Sprintf("%s of %s: %s", c.Kind, c.Subject, c.Detail)
 					if c.Hint == "" {

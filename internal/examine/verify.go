@@ -132,9 +132,12 @@ func (x *examination) verdict(ctx context.Context, image kiln.BundleImage) {
 	default:
 		v := all[len(all)-1]
 		detail := fmt.Sprintf("%s on %s, gate %s", v.Outcome, v.At.UTC().Format("2006-01-02 15:04 UTC"), kiln.DigestJSON(v.Gate).Short())
-		if v.Database == "" {
+		switch {
+		case v.Database == "":
 			detail += ", no database"
-		} else {
+		case v.Dated.IsZero(): // there was nothing to ask it
+			detail += ", database " + v.Database.Short()
+		default:
 			detail += fmt.Sprintf(", database %s of %s", v.Database.Short(), v.Dated.UTC().Format("2006-01-02"))
 		}
 		outcome, hint := kiln.OutcomePass, ""

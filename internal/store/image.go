@@ -48,7 +48,7 @@ func (s *Store) Config(ctx context.Context, manifest kiln.Digest) (ocispec.Image
 		return image, fmt.Errorf("read config of image %s: %w", manifest, err)
 	}
 	if err := json.Unmarshal(b, &image); err != nil {
-		return image, kiln.Errorf(kiln.CodeInvalid, "", "read config of image %s: %w", manifest, err)
+		return image, kiln.Errorf(kiln.CodeInvalid, "get the image again from who made it", "read config of image %s: %w", manifest, err)
 	}
 	return image, nil
 }

@@ -216,6 +216,22 @@ func TestTag(t *testing.T) {
 	}
 }
 
+func TestAConfigThatIsNoneIsSaid(t *testing.T) {
+	s := open(t)
+	config, err := s.putBytes(t.Context(), ocispec.MediaTypeImageConfig, []byte("nonsense"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := s.putJSON(t.Context(), ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Config(t.Context(), kiln.Digest(manifest.Digest))
+	if k := (*kiln.Error)(nil); !errors.As(err, &k) || k.Code != kiln.CodeInvalid || k.Hint == "" {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestBundle(t *testing.T) {
 	s := open(t)
 	b := kiln.Bundle{
