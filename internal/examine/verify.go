@@ -177,7 +177,7 @@ func (x *examination) sealed(ctx context.Context) {
 		seal, sealed, err := x.opt.Sealed(ctx, s.Template)
 		switch {
 		case err != nil:
-			x.fail(name, s.Template.Image, kiln.CheckSealed, err, "end kilnd, remove the file, and start kilnd: it is sealed again from layers that are verified")
+			x.fail(name, s.Template.Image, kiln.CheckSealed, err, "nothing starts from it: at the next start it is sealed again from layers that are verified; what runs may be of it: kiln down, then kiln up")
 		case !sealed:
 			x.add(name, s.Template.Image, kiln.CheckSealed, kiln.OutcomeUnknown, "not sealed at present", "")
 		default:
