@@ -65,6 +65,9 @@ func (s *Store) document(d kiln.Digest) ([]byte, error) {
 	return readDocument(f, d)
 }
 
+// errDamaged is a blob whose content is not what its name says.
+var errDamaged = errors.New("is damaged")
+
 func readDocument(f *os.File, d kiln.Digest) ([]byte, error) {
 	defer func() { _ = f.Close() }()
 	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
@@ -75,7 +78,7 @@ func readDocument(f *os.File, d kiln.Digest) ([]byte, error) {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "", "blob %s is larger than %d bytes", d, maxDocument)
 	}
 	if got := kiln.DigestOf(b); got != d {
-		return nil, kiln.Errorf(kiln.CodeInvalid, "bake again what needs it", "blob %s is damaged: its content has the digest %s", d, got)
+		return nil, kiln.Errorf(kiln.CodeInvalid, "bake again what needs it", "blob %s %w: its content has the digest %s", d, errDamaged, got)
 	}
 	return b, nil
 }
