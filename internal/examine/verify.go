@@ -80,9 +80,20 @@ func (x *examination) signature(ctx context.Context, subject string, d kiln.Dige
 // image checks what is said of an image.
 func (x *examination) image(ctx context.Context, image kiln.BundleImage) {
 	x.signature(ctx, image.Name, image.Manifest)
+	x.content(ctx, image)
 	x.provenance(ctx, image)
 	x.verdict(ctx, image)
 	x.inventory(ctx, image)
+}
+
+// content checks that all of an image is there, and is what its digests say: what
+// is signed is the digest of its manifest.
+func (x *examination) content(ctx context.Context, image kiln.BundleImage) {
+	if err := x.opt.Store.Intact(ctx, image.Manifest); err != nil {
+		x.add(image.Name, image.Manifest, kiln.CheckContent, kiln.OutcomeFail, err.Error(), "kiln up bakes it again; what is sealed is not touched by that")
+		return
+	}
+	x.add(image.Name, image.Manifest, kiln.CheckContent, kiln.OutcomePass, "every blob is what its digest says", "")
 }
 
 // origin is what of a provenance is shown (slsa.dev/spec/v1.0/provenance).

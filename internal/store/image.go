@@ -101,3 +101,21 @@ func (s *Store) Verify(ctx context.Context, d kiln.Digest) error {
 	}
 	return nil
 }
+
+// Intact hashes all of an image: its manifest, its configuration and its layers.
+// What is damaged is removed, as Verify does it, so that the next bake brings it
+// again.
+func (s *Store) Intact(ctx context.Context, manifest kiln.Digest) error {
+	if err := s.Verify(ctx, manifest); err != nil {
+		return err
+	}
+	m, err := s.Manifest(ctx, manifest)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, part := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
+		errs = append(errs, s.Verify(ctx, kiln.Digest(part.Digest)))
+	}
+	return errors.Join(errs...)
+}

@@ -216,6 +216,32 @@ func TestTag(t *testing.T) {
 	}
 }
 
+func TestIntact(t *testing.T) {
+	s := open(t)
+	image := putImage(t, s, "web", "layer")
+	if err := s.Intact(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Manifest(t.Context(), image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []kiln.Digest{kiln.Digest(m.Layers[0].Digest), kiln.Digest(m.Config.Digest), image} {
+		path, err := s.blobPath(d)
+		if err == nil {
+			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644)) //nolint:gosec // as blobs are
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // damaged, then gone
+			if err := s.Intact(t.Context(), image); !errors.Is(err, kiln.ErrNotFound) || !strings.Contains(err.Error(), string(d)) {
+				t.Errorf("%s: %v", d, err)
+			}
+		}
+	}
+}
+
 func TestAConfigThatIsNoneIsSaid(t *testing.T) {
 	s := open(t)
 	config, err := s.putBytes(t.Context(), ocispec.MediaTypeImageConfig, []byte("nonsense"))
