@@ -33,7 +33,7 @@ func (e *Examiner) Verify(ctx context.Context, r kiln.Release, rebuild bool, pro
 	x.signature(ctx, bundleSubject, r.Bundle)
 	bundle, err := e.opt.Store.Bundle(ctx, r.Bundle)
 	if err != nil {
-		x.fail(bundleSubject, r.Bundle, kiln.CheckContent, fmt.Errorf("it cannot be read: %w", err), "restore the store from a backup, or make another release: kiln up")
+		x.add(bundleSubject, r.Bundle, kiln.CheckContent, kiln.OutcomeFail, fmt.Sprintf("it cannot be read: %v", err), "kiln up of the same definition makes it again; or restore the store from a backup")
 	}
 	for _, image := range bundle.Images {
 		progress(kiln.Progress{Stage: "verify", Subject: image.Name, Step: "verify " + image.Name})
