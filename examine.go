@@ -14,7 +14,7 @@ const (
 	CheckProvenance CheckKind = "provenance"
 	CheckVerdict    CheckKind = "verdict"
 	CheckInventory  CheckKind = "inventory" // the SBOM
-	CheckContent    CheckKind = "content"   // what the bundle has
+	CheckContent    CheckKind = "content"   // that bundle and image are there whole
 	CheckSealed     CheckKind = "sealed"    // the sealed file that instances run from
 	CheckRebuild    CheckKind = "rebuild"   // baked again from nothing
 )

@@ -107,6 +107,9 @@ func (i images) Seal(ctx context.Context, manifest kiln.Digest, mountPoints []st
 }
 
 func (i images) seal(ctx context.Context, manifest kiln.Digest, mountPoints []string) (seal.Root, error) {
+	if root, ok := i.Mounted(manifest, mountPoints); ok {
+		return root, nil
+	}
 	within, end := i.tracer.Begin(ctx, "seal", "image", string(manifest))
 	root, err := i.Sealer.Root(within, manifest, mountPoints)
 	end(err)

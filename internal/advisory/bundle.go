@@ -55,6 +55,9 @@ func WriteBundle(ctx context.Context, w io.Writer, sources []Source, dated time.
 		if err := checkEcosystem(s.Ecosystem); err != nil {
 			return err
 		}
+		if slices.ContainsFunc(sources[:i], func(other Source) bool { return other.Ecosystem == s.Ecosystem }) {
+			return twice(s.Ecosystem)
+		}
 		entries, err := entriesOf(s)
 		if err != nil {
 			return err
@@ -143,6 +146,9 @@ func bundleFiles(r io.ReaderAt, size int64) (map[string]*zip.File, error) {
 	z, err := zip.NewReader(r, size)
 	if err != nil {
 		return nil, badBundle("it cannot be read: %w", err)
+	}
+	if !slices.ContainsFunc(z.File, func(f *zip.File) bool { return f.Name == bundleManifest }) {
+		return nil, badBundle("it has no %s: it was cut off, or is no bundle", bundleManifest) // of one that is cut off a zip in it is read
 	}
 	files := map[string]*zip.File{}
 	for _, f := range z.File {

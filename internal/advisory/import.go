@@ -66,7 +66,7 @@ func (db *DB) importLocked(ctx context.Context, sources []Source, unchanged []st
 			return err
 		}
 		if seen[s.Ecosystem] {
-			return kiln.Errorf(kiln.CodeInvalid, "name it once", "the ecosystem %s is there twice", s.Ecosystem)
+			return twice(s.Ecosystem)
 		}
 		seen[s.Ecosystem] = true
 	}
@@ -184,6 +184,10 @@ func fill(ctx context.Context, s Source, entries []*zip.File, path string) (Ecos
 	return e, b.finish(ctx, e.Digest)
 }
 
+func twice(ecosystem string) error {
+	return kiln.Errorf(kiln.CodeInvalid, "name it once", "the ecosystem %s is there twice", ecosystem)
+}
+
 func broken(ecosystem, record string, err error) error {
 	if k := (*kiln.Error)(nil); errors.As(err, &k) {
 		return err
@@ -194,6 +198,10 @@ func broken(ecosystem, record string, err error) error {
 func refuse(ecosystem, format string, args ...any) error {
 	return kiln.Errorf(kiln.CodeInvalid, "get the database again; what was there before still counts", "the advisories for %s are refused: %w", ecosystem, fmt.Errorf(format, args...))
 }
+
+// encrypted is the flag of a file of a zip whose bytes are no record without a
+// password (APPNOTE.TXT, general purpose bit 0). The library does not look at it.
+const encrypted = 1
 
 var recordName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}\.json$`)
 
@@ -210,6 +218,9 @@ func entriesOf(s Source) ([]*zip.File, error) {
 	if len(z.File) == 0 || len(z.File) > maxRecords {
 		return nil, refuse(s.Ecosystem, "the zip has %d records, and must have 1 to %d", len(z.File), maxRecords)
 	}
+	if slices.ContainsFunc(z.File, func(f *zip.File) bool { return f.Name == bundleManifest }) {
+		return nil, kiln.Errorf(kiln.CodeInvalid, "kiln db import FILE --key PUBLIC_KEY takes it, with the key of who made it", "the file is a signed bundle, and not the zip of an ecosystem")
+	}
 	if s.records != 0 && s.records != len(z.File) {
 		return nil, refuse(s.Ecosystem, "the zip has %d records, and the manifest says %d", len(z.File), s.records)
 	}
@@ -223,6 +234,8 @@ func entriesOf(s Source) ([]*zip.File, error) {
 			return nil, refuse(s.Ecosystem, "the zip has %q, which is not the name of a record", clip(f.Name))
 		case i > 0 && entries[i-1].Name == f.Name:
 			return nil, refuse(s.Ecosystem, "the zip has the record %q twice", f.Name)
+		case f.Flags&encrypted != 0:
+			return nil, refuse(s.Ecosystem, "the record %q is encrypted", f.Name)
 		case f.UncompressedSize64 > maxRecord:
 			return nil, refuse(s.Ecosystem, "the record %q has %d bytes, and %d are the most", f.Name, f.UncompressedSize64, maxRecord)
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -111,6 +112,29 @@ func TestABrokenRecordRefusesAll(t *testing.T) {
 	}
 }
 
+// TestARecordOfManyPackages costs what it is long, and is bounded.
+func TestARecordOfManyPackages(t *testing.T) {
+	naming := func(packages, aliases int) []byte {
+		b := []byte(`{"id":"X-1","aliases":["a"`)
+		for range aliases {
+			b = append(b, `,"`+strings.Repeat("a", 100)+`"`...)
+		}
+		b = append(b, `],"affected":[`...)
+		for i := range packages {
+			b = fmt.Appendf(b, `{"package":{"ecosystem":"Go","name":"p%d"},"versions":["1"]},`, i)
+		}
+		return append(b, sound[len(`{"id":"X-1","affected":[`):]...)
+	}
+	if p, err := parseRecord("Go", naming(maxRows-1, 3)); err != nil || len(p.rows) != maxRows {
+		t.Errorf("%d rows, %v", len(p.rows), err)
+	}
+	for says, content := range map[string][]byte{"more than 50000 packages": naming(maxRows, 0), "aliases": naming(maxRows/5, maxIDs)} {
+		if _, err := parseRecord("Go", content); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+}
+
 func TestAHostileZipIsRefused(t *testing.T) {
 	db := filled(t, "Go")
 	before := db.Status()
@@ -136,7 +160,9 @@ func TestAHostileZipIsRefused(t *testing.T) {
 		"an unknown ecosystem":  {source(t, "Nobody's", map[string]string{"X-1.json": sound}), "no ecosystem"},
 		"a release":             {source(t, "Debian:12", map[string]string{"X-1.json": sound}), "one release"},
 		"one that lies of size": {lying(t), "X-1.json"},
-		"a record twice":        {twice(t), "twice"},
+		"an encrypted one":      {locked(t), "encrypted"},
+		"a bundle":              {source(t, "Go", map[string]string{"1.zip": "PK", bundleManifest: "{}", bundleSignature: "x"}), "signed bundle"},
+		"a record twice":        {repeated(t), "twice"},
 	} {
 		t.Run(name, func(t *testing.T) { isRefused(t, db.Import(t.Context(), []Source{c.source}), c.says) })
 	}
@@ -165,7 +191,20 @@ func lying(t *testing.T) Source {
 	return s
 }
 
-func twice(t *testing.T) Source {
+// locked is a zip whose record says that it is encrypted.
+func locked(t *testing.T) Source {
+	t.Helper()
+	s := source(t, "Go", map[string]string{"X-1.json": sound})
+	b := make([]byte, s.Size)
+	if _, err := s.Zip.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	b[bytes.Index(b, []byte("PK\x01\x02"))+8] |= encrypted
+	s.Zip = bytes.NewReader(b)
+	return s
+}
+
+func repeated(t *testing.T) Source {
 	t.Helper()
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)

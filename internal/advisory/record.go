@@ -13,6 +13,7 @@ import (
 
 	osv "github.com/ossf/osv-schema/bindings/go/osvschema"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -22,6 +23,8 @@ const (
 	maxText   = 512      // bytes of a name, a version, a number
 	maxTitle  = 200      // bytes of what is shown
 	maxIDs    = 1000     // aliases of one record
+	maxRows   = 50_000   // packages of one record
+	maxShared = 64 << 20 // bytes: what a record says of all its packages is kept with each
 )
 
 // module is the name of whatever package is matched: names are compared when
@@ -85,7 +88,9 @@ func decode(content []byte) (v *osv.Vulnerability, withdrawn bool, err error) {
 
 // affectedRows splits a record by the packages of the ecosystem that it names.
 func affectedRows(ecosystem string, v *osv.Vulnerability) ([]row, error) {
+	type key struct{ release, name string }
 	var rows []row
+	at := map[key]int{}
 	for _, a := range v.GetAffected() {
 		if a.GetPackage() == nil && hasGitOnly(a) {
 			continue // it is about a repository
@@ -103,13 +108,19 @@ func affectedRows(ecosystem string, v *osv.Vulnerability) ([]row, error) {
 			continue
 		}
 		one.Package.Ecosystem = base
-		key := row{release: releaseOf(base, release), name: nameOf(base, name)}
-		i := slices.IndexFunc(rows, func(r row) bool { return r.release == key.release && r.name == key.name })
-		if i < 0 {
-			key.record, i = slim(v), len(rows)
-			rows = append(rows, key)
+		k := key{releaseOf(base, release), nameOf(base, name)}
+		i, ok := at[k]
+		if !ok {
+			if i = len(rows); i == maxRows {
+				return nil, fmt.Errorf("it names more than %d packages", maxRows)
+			}
+			at[k] = i
+			rows = append(rows, row{release: k.release, name: k.name, record: slim(v)})
 		}
 		rows[i].record.Affected = append(rows[i].record.Affected, one)
+	}
+	if len(rows)*proto.Size(slim(v)) > maxShared {
+		return nil, fmt.Errorf("it has %d aliases, and names %d packages that each are kept with them", len(v.GetAliases())+len(v.GetUpstream()), len(rows))
 	}
 	return rows, nil
 }

@@ -82,6 +82,9 @@ func (s Server) Fetch(ctx context.Context, ecosystem, etag string, into *os.File
 	defer cancel()
 	address := s.address(ecosystem)
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err == nil && (request.URL.Host == "" || request.URL.Scheme != "https" && request.URL.Scheme != "http") {
+		err = errors.New("it is not of the form https://HOST")
+	}
 	if err != nil {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "give the URL of a server, https://...", "%q is no address of advisories: %w", address, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -122,6 +123,16 @@ func TestNoRedirectOutOfTLS(t *testing.T) {
 	isRefused(t, empty(t).Update(t.Context(), Server{URL: tls.URL, Client: c}, []string{"Go"}), "without TLS")
 }
 
+func TestAnAddressThatIsNone(t *testing.T) {
+	for _, address := range []string{"file:///etc", "ftp://example.com", "example.com", "http://[", "https:"} {
+		err := empty(t).Update(t.Context(), Server{URL: address}, []string{"Go"})
+		isRefused(t, err, "no address")
+		if !errors.Is(err, kiln.ErrInvalid) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
 func key(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -158,6 +169,8 @@ func TestABundleIsImported(t *testing.T) {
 	if err := db.ImportBundle(t.Context(), bytes.NewReader(b), int64(len(b)), &k.PublicKey); err != nil {
 		t.Errorf("the same once more: %v", err)
 	}
+	go1 := source(t, "Go", fixture(t, "Go"))
+	isRefused(t, WriteBundle(t.Context(), io.Discard, []Source{go1, go1}, day(), k), "Go", "twice")
 }
 
 // change makes another bundle of the files of one.
@@ -239,6 +252,8 @@ func TestABadBundleIsRefused(t *testing.T) {
 	isRefused(t, db.ImportBundle(t.Context(), bytes.NewReader(good), int64(len(good)), &key(t).PublicKey), "signature")
 	isRefused(t, db.ImportBundle(t.Context(), bytes.NewReader(good), int64(len(good)), nil), "P-256")
 	isRefused(t, db.ImportBundle(t.Context(), bytes.NewReader(good[:50]), 50, &k.PublicKey), "cannot be read")
+	inner := bytes.Index(good, []byte(bundleManifest)) - 30 // it ends with the zip of an ecosystem
+	isRefused(t, db.ImportBundle(t.Context(), bytes.NewReader(good[:inner]), int64(inner), &k.PublicKey), "cut off")
 	if after := db.Status(); after.Version != before.Version || after.Digest != before.Digest {
 		t.Errorf("something was imported: %+v", after)
 	}

@@ -14,9 +14,10 @@ func (a *app) verifyCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use: "verify ENVIRONMENT[/NUMBER]", Short: "Check all that was signed of a release, and exit 1 when something does not hold", GroupID: groupLook,
 		Long: `Checks the signature of a release's bundle, and of each image the signature, the
-provenance, the newest verdict and the inventory, and the sealed files that
-instances run from against their signed records. Without a number the live
-release is meant.
+provenance, the newest verdict and the inventory, hashes all of it, and checks the
+sealed files that instances run from against their signed records. Without a
+number the live release is meant. A damaged blob is dropped: kiln up brings it
+again.
 
 With --rebuild the images are baked again from nothing: from the definition in
 the bundle, and from the files, packages and bases that they were made from, as

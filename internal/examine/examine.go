@@ -1,8 +1,8 @@
 // Package examine looks at releases that were made: whether all that was signed
 // of one still holds and it can be baked again, and what two of them differ in.
 //
-// It asks through small interfaces, changes nothing, and decides nothing about
-// what may run.
+// It asks through small interfaces, changes nothing but that damaged blobs are
+// dropped, and decides nothing about what may run.
 package examine
 
 import (
@@ -20,6 +20,9 @@ type Store interface {
 	Bundle(ctx context.Context, d kiln.Digest) (kiln.Bundle, error)
 	Manifest(ctx context.Context, d kiln.Digest) (ocispec.Manifest, error)
 	TreeFS(tree kiln.Tree) fs.FS
+	// Intact says which blobs of an image are damaged or gone. A damaged one is
+	// gone from then on.
+	Intact(ctx context.Context, image kiln.Digest) error
 }
 
 // Signed says what trusted keys signed.

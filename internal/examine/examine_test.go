@@ -23,6 +23,7 @@ type world struct {
 	bundles   map[kiln.Digest]kiln.Bundle
 	manifests map[kiln.Digest]ocispec.Manifest
 	layers    map[kiln.Digest]kiln.Layer
+	damaged   map[kiln.Digest]error
 	unsigned  map[kiln.Digest]bool
 	said      map[string][]json.RawMessage
 	verdicts  map[kiln.Digest][]kiln.Verdict
@@ -63,6 +64,8 @@ func (w *world) Verify(_ context.Context, d kiln.Digest) error {
 	}
 	return nil
 }
+
+func (w *world) Intact(_ context.Context, d kiln.Digest) error { return w.damaged[d] }
 
 func (w *world) Statements(_ context.Context, d kiln.Digest, kind string) ([]json.RawMessage, error) {
 	return w.said[string(d)+kind], nil
@@ -174,6 +177,7 @@ func TestVerify(t *testing.T) {
 		"the bundle is not signed":   {func(w *world) { w.unsigned[named("bundle")] = true }, "signature of bundle: "},
 		"the bundle is gone":         {func(w *world) { w.bundles = nil }, "content of bundle: "},
 		"an image is not signed":     {func(w *world) { w.unsigned[web] = true }, "signature of web: "},
+		"a layer is damaged":         {func(w *world) { w.damaged = map[kiln.Digest]error{web: errors.New("blob 1 was damaged")} }, "content of web: blob 1"},
 		"nobody says where from":     {func(w *world) { delete(w.said, string(web)+"provenance") }, "provenance of web: "},
 		"no inventory":               {func(w *world) { delete(w.said, string(web)+"sbom") }, "inventory of web: "},
 		"no verdict":                 {func(w *world) { delete(w.verdicts, web) }, "verdict of web: no gate"},
@@ -193,6 +197,9 @@ func TestVerify(t *testing.T) {
 			}
 			failed := ""
 			for _, c := range proof.Checks {
+				if strings.Contains(c.Detail, "of 0001-01-01") {
+					t.Errorf("%q is dated by a database that was not asked", c.Detail)
+				}
 				if c.Outcome == kiln.OutcomeFail && failed == "" {
 					failed = fmt.Sprintf("%s of %s: %s", c.Kind, c.Subject, c.Detail)
 					if c.Hint == "" {

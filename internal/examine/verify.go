@@ -33,7 +33,7 @@ func (e *Examiner) Verify(ctx context.Context, r kiln.Release, rebuild bool, pro
 	x.signature(ctx, bundleSubject, r.Bundle)
 	bundle, err := e.opt.Store.Bundle(ctx, r.Bundle)
 	if err != nil {
-		x.fail(bundleSubject, r.Bundle, kiln.CheckContent, fmt.Errorf("it cannot be read: %w", err), "restore the store from a backup, or make another release: kiln up")
+		x.add(bundleSubject, r.Bundle, kiln.CheckContent, kiln.OutcomeFail, fmt.Sprintf("it cannot be read: %v", err), "kiln up of the same definition makes it again; or restore the store from a backup")
 	}
 	for _, image := range bundle.Images {
 		progress(kiln.Progress{Stage: "verify", Subject: image.Name, Step: "verify " + image.Name})
@@ -80,9 +80,20 @@ func (x *examination) signature(ctx context.Context, subject string, d kiln.Dige
 // image checks what is said of an image.
 func (x *examination) image(ctx context.Context, image kiln.BundleImage) {
 	x.signature(ctx, image.Name, image.Manifest)
+	x.content(ctx, image)
 	x.provenance(ctx, image)
 	x.verdict(ctx, image)
 	x.inventory(ctx, image)
+}
+
+// content checks that all of an image is there, and is what its digests say: what
+// is signed is the digest of its manifest.
+func (x *examination) content(ctx context.Context, image kiln.BundleImage) {
+	if err := x.opt.Store.Intact(ctx, image.Manifest); err != nil {
+		x.add(image.Name, image.Manifest, kiln.CheckContent, kiln.OutcomeFail, err.Error(), "kiln up bakes it again; what is sealed is not touched by that")
+		return
+	}
+	x.add(image.Name, image.Manifest, kiln.CheckContent, kiln.OutcomePass, "every blob is what its digest says", "")
 }
 
 // origin is what of a provenance is shown (slsa.dev/spec/v1.0/provenance).
@@ -132,9 +143,12 @@ func (x *examination) verdict(ctx context.Context, image kiln.BundleImage) {
 	default:
 		v := all[len(all)-1]
 		detail := fmt.Sprintf("%s on %s, gate %s", v.Outcome, v.At.UTC().Format("2006-01-02 15:04 UTC"), kiln.DigestJSON(v.Gate).Short())
-		if v.Database == "" {
+		switch {
+		case v.Database == "":
 			detail += ", no database"
-		} else {
+		case v.Dated.IsZero(): // there was nothing to ask it
+			detail += ", database " + v.Database.Short()
+		default:
 			detail += fmt.Sprintf(", database %s of %s", v.Database.Short(), v.Dated.UTC().Format("2006-01-02"))
 		}
 		outcome, hint := kiln.OutcomePass, ""
@@ -174,7 +188,7 @@ func (x *examination) sealed(ctx context.Context) {
 		seal, sealed, err := x.opt.Sealed(ctx, s.Template)
 		switch {
 		case err != nil:
-			x.fail(name, s.Template.Image, kiln.CheckSealed, err, "end kilnd, remove the file, and start kilnd: it is sealed again from layers that are verified")
+			x.fail(name, s.Template.Image, kiln.CheckSealed, err, "nothing starts from it: at the next start it is sealed again from layers that are verified; what runs may be of it: kiln down, then kiln up")
 		case !sealed:
 			x.add(name, s.Template.Image, kiln.CheckSealed, kiln.OutcomeUnknown, "not sealed at present", "")
 		default:

@@ -107,8 +107,11 @@ func Summary(v kiln.Verdict) string {
 	if passed > 0 {
 		text += fmt.Sprintf(" (%d let pass)", passed)
 	}
-	if v.Database == "" {
+	switch {
+	case v.Database == "":
 		return text + "; no database"
+	case v.Dated.IsZero(): // there was nothing to ask it
+		return fmt.Sprintf("%s; database %s", text, v.Database.Short())
 	}
 	return fmt.Sprintf("%s; database %s of %s", text, v.Database.Short(), v.Dated.UTC().Format("2006-01-02"))
 }

@@ -45,6 +45,10 @@ func TestASummaryCounts(t *testing.T) {
 	if got, want := Summary(v), "12 packages, no finding; database "+v.Database.Short()+" of 2026-11-26"; got != want {
 		t.Errorf("%q, not %q", got, want)
 	}
+	v.Dated = time.Time{}
+	if got, want := Summary(v), "12 packages, no finding; database "+v.Database.Short(); got != want {
+		t.Errorf("%q, not %q", got, want)
+	}
 }
 
 func TestWhatPassesIsReadForWhatIsMoreThanARemark(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -160,6 +161,34 @@ func TestKilledInstanceIsReplacedAtOnce(t *testing.T) {
 	o := b.wait("the cause", func(o kiln.Observation) bool { return len(o.Fleets[0].Deaths) == 1 })
 	if c := o.Fleets[0].Deaths[0].Cause; c.Kind != kiln.CauseSignalled || c.Signal != "SIGKILL" {
 		t.Errorf("cause %+v", c)
+	}
+}
+
+// TestTheRootIsAskedForBeforeEachStart: a sealed file that was changed beneath
+// its mount is made again, and what starts from then on has the new one.
+func TestTheRootIsAskedForBeforeEachStart(t *testing.T) {
+	b := newBed(t)
+	f := web(2)
+	before := b.ready(f).Fleets[0].Instances
+	again := b.images.dir + ".again"
+	if out, err := exec.Command("cp", "-a", b.images.dir, again).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	err := errors.Join(os.WriteFile(again+"/mark", []byte("again"), 0o644), os.Rename(b.images.dir, again+".old"), os.Rename(again, b.images.dir)) //nolint:gosec // for the instances
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(before[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	o := b.wait("a replacement", func(o kiln.Observation) bool {
+		s, _ := o.Fleet(f.ID())
+		return len(s.Deaths) == 1 && s.Ready() == 2
+	})
+	for _, i := range o.Fleets[0].Instances {
+		if marked := strings.HasPrefix(get(t, i, "/cat?path=/mark"), "again"); marked != (i.ID != before[1].ID) {
+			t.Errorf("%s has the new root: %t", i.ID, marked)
+		}
 	}
 }
 

@@ -69,7 +69,7 @@ type Gateway interface {
 // Images has sealed roots.
 type Images interface {
 	// Root seals and mounts an image with the mount points, verified, and
-	// returns where. Repeats are cheap.
+	// returns where. It is asked before each start; repeats are cheap.
 	Root(ctx context.Context, manifest kiln.Digest, mountPoints []string) (dir string, config ocispec.ImageConfig, err error)
 	// Seal does of that what needs nobody's word that the image may run.
 	Seal(ctx context.Context, manifest kiln.Digest, mountPoints []string) error

@@ -11,6 +11,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/local/oci"
 	"github.com/kilnproject/kiln/internal/logs"
@@ -205,8 +207,9 @@ func (e *Engine) checkLimit(in *instance) error {
 	return nil
 }
 
-// prepare returns what instances of a template share, made once. A failure is
-// not kept.
+// prepare returns what instances of a template share, made once. The root is
+// asked for each time: one that is no longer what was verified is made again, or
+// refused. A failure is not kept.
 func (e *Engine) prepare(ctx context.Context, environment string, t kiln.Template) (*prepared, error) {
 	id := kiln.FleetIDOf(environment, t)
 	for {
@@ -234,41 +237,58 @@ func (e *Engine) prepare(ctx context.Context, environment string, t kiln.Templat
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if p.err == nil || !errors.Is(p.err, context.Canceled) {
+		if p.err == nil {
+			_, err := e.rooted(ctx, environment, t)
+			return p, err
+		}
+		if !errors.Is(p.err, context.Canceled) {
 			return p, p.err
 		}
 	}
 }
 
 func (e *Engine) compose(ctx context.Context, environment string, t kiln.Template, p *prepared) error {
-	dir, image, err := e.Images.Root(ctx, t.Image, oci.MountPoints(t))
+	r, err := e.rooted(ctx, environment, t)
 	if err != nil {
 		return err
+	}
+	if r.dir != r.sealed {
+		p.root = r.dir
+	}
+	p.oci, err = oci.Prepare(oci.Options{
+		Template: t, Image: r.image, Sealed: r.sealed, Root: r.dir, UIDBase: r.base, Init: e.init, Swap: e.groups.Swap(),
+	})
+	return err
+}
+
+// root is an image's root as the instances of an environment have it. For the
+// same image it is in the same folders each time.
+type root struct {
+	sealed, dir string // of the machine, and of the environment's user namespace
+	image       ocispec.ImageConfig
+	base        uint32 // of the namespace's IDs
+}
+
+// rooted mounts the sealed root of a template's image where its instances find
+// it, as far as it is not there as it was verified.
+func (e *Engine) rooted(ctx context.Context, environment string, t kiln.Template) (r root, err error) {
+	if r.sealed, r.image, err = e.Images.Root(ctx, t.Image, oci.MountPoints(t)); err != nil {
+		return r, err
 	}
 	e.mu.Lock()
 	share, changed, err := e.share(environment)
 	if err == nil && changed {
 		err = e.savePlan()
 	}
-	base := uint32(0)
-	if err == nil {
-		base = share.UIDBase
-	}
 	e.mu.Unlock()
 	if err != nil {
-		return err
+		return r, err
 	}
-	root := dir
+	r.base, r.dir = share.UIDBase, r.sealed
 	if !t.Config.HostRoot {
-		if root, err = e.roots.open(base, dir); err != nil {
-			return err
-		}
-		p.root = root
+		r.dir, err = e.roots.open(r.base, r.sealed)
 	}
-	p.oci, err = oci.Prepare(oci.Options{
-		Template: t, Image: image, Sealed: dir, Root: root, UIDBase: base, Init: e.init, Swap: e.groups.Swap(),
-	})
-	return err
+	return r, err
 }
 
 // lastLog is what an instance said last.

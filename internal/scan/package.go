@@ -37,6 +37,9 @@ func packageOf(f *extractor.Package) (kiln.Package, bool) {
 		p.SourceVersion = evr(m.Epoch, f.Version)
 		u.Qualifiers = qualifiers("arch", m.Architecture, "distro", distro(m.OSID, m.OSVersionID), "epoch", epoch(m.Epoch), "upstream", m.SourceRPM)
 	}
+	if p.Ecosystem == "" {
+		p.Ecosystem = unnamed(f)
+	}
 	switch u.Type {
 	case packageurl.TypeGolang:
 		goModule(&p, &u)
@@ -60,6 +63,32 @@ func packageOf(f *extractor.Package) (kiln.Package, bool) {
 	}
 	return p, p.Name != "" && len(p.Locations) > 0
 }
+
+// unnamed is what the packages of a distribution belong to that OSV has no name
+// for: nobody's advisories know them, which is another thing than that there is
+// nothing to know. It is no ecosystem's name, whatever a distribution says of
+// itself.
+func unnamed(f *extractor.Package) string {
+	id := ""
+	switch m := f.Metadata.(type) {
+	case *dpkgmeta.Metadata:
+		id = m.OSID
+	case *apkmeta.Metadata:
+		id = m.OSID
+	case *rpmmeta.Metadata:
+		id = m.OSID
+	default:
+		return ""
+	}
+	id = strings.ReplaceAll(id, ":", " ") // what follows one is a release
+	if id == "" || len(id) > maxID || !plain(id) {
+		id = "an unknown distribution"
+	}
+	return id + " (" + f.PURLType + ")"
+}
+
+// maxID is the length in bytes of the name of a distribution that is shown.
+const maxID = 64
 
 // goModule names modules as Go does: the toolchain's library is stdlib, and
 // versions begin with a v. A program that was built from a working tree has no

@@ -107,6 +107,12 @@ func rpmsIn(ctx context.Context, root fs.FS, name string, read func(context.Cont
 
 // readSQLite reads rpmdb.sqlite without a path.
 func readSQLite(ctx context.Context, root fs.FS, name string, each func([]byte) error) error {
+	for _, journal := range []string{"-wal", "-journal"} {
+		if info, err := fs.Stat(root, name+journal); err == nil && info.Size() > 0 {
+			return kiln.Errorf(kiln.CodeInvalid, "let rpm end before the RUN does; rpm --rebuilddb brings it in order",
+				"the RPM database of the image was not closed: /%s has changes that are not in it", name+journal)
+		}
+	}
 	system, files, err := vfs.New(served{root})
 	if err != nil {
 		return err
@@ -116,8 +122,8 @@ func readSQLite(ctx context.Context, root fs.FS, name string, each func([]byte) 
 	if err != nil {
 		return err
 	}
-	defer func() { _ = db.Close() }() // nothing was written
-	rows, err := db.QueryContext(ctx, "SELECT blob FROM Packages WHERE length(blob) <= ?", maxHeader)
+	defer func() { _ = db.Close() }()                                                                              // nothing was written
+	rows, err := db.QueryContext(ctx, "SELECT CASE WHEN length(blob) <= ? THEN blob END FROM Packages", maxHeader) // no header is not sound
 	if err != nil {
 		return err
 	}

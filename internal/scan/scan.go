@@ -17,6 +17,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -146,9 +147,11 @@ func unreadable(s *plugin.Status) error {
 	return kiln.Errorf(kiln.CodeInvalid, "bake the image again from a sound base", "the package database of the image cannot be read: %s", short(s.Status.String()))
 }
 
-// checkDatabases refuses what the extractors would skip without a word.
+// checkDatabases refuses what the extractors would skip without a word: they
+// follow no symbolic links.
 func checkDatabases(root fs.FS) error {
-	for name := range databases() {
+	read, hidden := map[string]bool{}, map[string]string{}
+	for name, extractor := range databases() {
 		info, err := fs.Stat(root, name)
 		if err != nil {
 			continue
@@ -157,8 +160,32 @@ func checkDatabases(root fs.FS) error {
 			return kiln.Errorf(kiln.CodeInvalid, "bake the image again from a sound base",
 				"the package database /%s of the image is not a file of at most %d bytes", name, maxDatabase)
 		}
+		if linked(root, name) {
+			hidden[extractor] = name
+		} else {
+			read[extractor] = true
+		}
+	}
+	for extractor, name := range hidden {
+		if !read[extractor] {
+			return kiln.Errorf(kiln.CodeInvalid, "have it there as a file, in folders that are no links",
+				"the package database /%s of the image is behind a symbolic link, where it is not read", name)
+		}
 	}
 	return nil
+}
+
+// linked says whether a part of a path that is there is a symbolic link.
+func linked(root fs.FS, name string) bool {
+	for name != "." {
+		parent := path.Dir(name)
+		entries, err := fs.ReadDir(root, parent)
+		if err != nil || slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == path.Base(name) && e.Type()&fs.ModeSymlink != 0 }) {
+			return true
+		}
+		name = parent
+	}
+	return false
 }
 
 // collect turns what was found into packages, one for each package URL.

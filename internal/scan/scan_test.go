@@ -154,6 +154,29 @@ func TestRPM(t *testing.T) {
 	}
 }
 
+// TestADistributionWithoutAdvisories is said to be one: its packages are not
+// without findings.
+func TestADistributionWithoutAdvisories(t *testing.T) {
+	for release, want := range map[string]string{
+		"ID=fedora\nVERSION_ID=37\n": "fedora (rpm)", "ID=Go:1\n": "Go 1 (rpm)", "": "an unknown distribution (rpm)", "ID=" + strings.Repeat("x", 100) + "\n": "an unknown distribution (rpm)",
+	} {
+		i, err := Inventory(t.Context(), tree(map[string][]byte{"etc/os-release": []byte(release), "var/lib/rpm/rpmdb.sqlite": rpmSQLite(t, header(t, "bash", 0))}), layerOf)
+		if err != nil || len(i.Packages) != 1 || i.Packages[0].Ecosystem != want {
+			t.Errorf("%q: %+v %v", release, i.Packages, err)
+		}
+	}
+}
+
+// TestUsrIsMerged: /lib is a link, and the database is read where it is.
+func TestUsrIsMerged(t *testing.T) {
+	i, err := Inventory(t.Context(), fstest.MapFS{
+		"usr/lib/apk/db/installed": {Data: []byte("P:x\nV:1\nA:x86_64\n\n"), Mode: 0o644}, "lib": {Data: []byte("usr/lib"), Mode: fs.ModeSymlink},
+	}, layerOf)
+	if err != nil || len(i.Packages) != 1 {
+		t.Errorf("%+v %v", i, err)
+	}
+}
+
 // broken is a file system whose files cannot be read.
 type broken struct{ fs.FS }
 
@@ -182,6 +205,10 @@ func TestHostileImages(t *testing.T) {
 		"an RPM database that is none":    {tree(map[string][]byte{"var/lib/rpm/rpmdb.sqlite": []byte("not SQLite at all, but long enough for a head of one hundred bytes, which it would have otherwise")}), "cannot be read"},
 		"an RPM header that is cut":       {tree(map[string][]byte{"var/lib/rpm/rpmdb.sqlite": rpmSQLite(t, header(t, "bash", 0)[:60])}), "not sound"},
 		"slots that are none":             {tree(map[string][]byte{"var/lib/rpm/Packages.db": bytes.Replace(rpmNDB(), []byte("Slot"), []byte("slot"), 1)}), "a slot is damaged"},
+		"an RPM database that is open":    {tree(map[string][]byte{"var/lib/rpm/rpmdb.sqlite": rpmSQLite(t, header(t, "bash", 0)), "var/lib/rpm/rpmdb.sqlite-wal": []byte("x")}), "was not closed"},
+		"an RPM header that is too long":  {tree(map[string][]byte{"var/lib/rpm/rpmdb.sqlite": rpmSQLite(t, header(t, "bash", 0), make([]byte, maxHeader+1))}), "not sound"},
+		"a database that is a link":       {fstest.MapFS{"x": {Data: []byte("P:x\nV:1\n\n")}, "lib/apk/db/installed": {Data: []byte("../../../x"), Mode: fs.ModeSymlink}}, "behind a symbolic link"},
+		"a database in a linked folder":   {fstest.MapFS{"x/status": {Data: []byte("Package: x\nStatus: install ok installed\nVersion: 1\n\n")}, "var/lib/dpkg": {Data: []byte("../../x"), Mode: fs.ModeSymlink}}, "behind a symbolic link"},
 		"a blob that is elsewhere":        {tree(map[string][]byte{"var/lib/rpm/Packages.db": rpmNDB(header(t, "bash", 0))[:4100]}), "cannot be read"},
 	} {
 		_, err := Inventory(t.Context(), c.root, layerOf)

@@ -147,6 +147,9 @@ func (s *Sealer) Check(ctx context.Context, manifest kiln.Digest, mountPoints []
 	}
 	r, err := s.load(ctx, key)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := mountAt(s.mountDir(key)); err == nil {
+			return "", true, kiln.Errorf(kiln.CodeRefused, "", "it is mounted, and the record of what it is is gone")
+		}
 		return "", false, nil
 	}
 	if err == nil {

@@ -133,22 +133,9 @@ func (s *Sealer) adopt(key Key) (identity, bool) {
 // identify looks at what is mounted for a key and at the file.
 func (s *Sealer) identify(key Key) (identity, error) {
 	is := identity{Boot: s.boot}
-	dir := s.mountDir(key)
-	var at unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID_UNIQUE, &at); err != nil {
+	at, err := mountAt(s.mountDir(key))
+	if err != nil {
 		return is, err
-	}
-	if at.Mask&unix.STATX_MNT_ID_UNIQUE == 0 { // before kernel 6.8
-		if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID, &at); err != nil {
-			return is, err
-		}
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return is, err
-	}
-	if at.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || fs.Type != unix.EROFS_SUPER_MAGIC_V1 {
-		return is, fmt.Errorf("%s is not a mounted seal", dir)
 	}
 	is.Mount, is.Dev = at.Mnt_id, unix.Mkdev(at.Dev_major, at.Dev_minor)
 	var file unix.Stat_t
@@ -157,6 +144,27 @@ func (s *Sealer) identify(key Key) (identity, error) {
 	}
 	is.File.Dev, is.File.Inode, is.File.Size, is.File.Ctime = file.Dev, file.Ino, file.Size, file.Ctim.Nano()
 	return is, nil
+}
+
+// mountAt looks at the seal that is mounted on a folder.
+func mountAt(dir string) (unix.Statx_t, error) {
+	var at unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID_UNIQUE, &at); err != nil {
+		return at, err
+	}
+	if at.Mask&unix.STATX_MNT_ID_UNIQUE == 0 { // before kernel 6.8
+		if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_MNT_ID, &at); err != nil {
+			return at, err
+		}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return at, err
+	}
+	if at.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || fs.Type != unix.EROFS_SUPER_MAGIC_V1 {
+		return at, fmt.Errorf("%s is not a mounted seal", dir)
+	}
+	return at, nil
 }
 
 func (s *Sealer) saveIdentity(key Key, is identity) error {

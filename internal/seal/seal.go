@@ -232,6 +232,17 @@ func (s *Sealer) Root(ctx context.Context, manifest kiln.Digest, mountPoints []s
 	}
 }
 
+// Mounted returns the root of an image if it is mounted already and its file was
+// not touched since: with the inode's time of change, not with a hash. It costs a
+// few microseconds.
+func (s *Sealer) Mounted(manifest kiln.Digest, mountPoints []string) (Root, bool) {
+	key, err := KeyOf(manifest, mountPoints)
+	if err != nil {
+		return Root{}, false
+	}
+	return s.live(key)
+}
+
 // join returns the work on a key that is going on, or starts it. It returns
 // nil once the Sealer is closed.
 func (s *Sealer) join(key Key, do func(context.Context) (Root, error)) *flight {

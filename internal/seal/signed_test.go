@@ -142,6 +142,34 @@ func TestWithoutASignerNothingIsSigned(t *testing.T) {
 	}
 }
 
+// TestAMountWithoutARecordIsDoubted: that nothing is sealed would be no answer.
+func TestAMountWithoutARecordIsDoubted(t *testing.T) {
+	needRoot(t)
+	store := folder(t.TempDir())
+	manifest := store.image(t, layer(t, file("a", "a")))
+	s := newSigning(t, t.TempDir(), store, newNotary(t))
+	if _, mounted := s.Mounted(manifest, nil); mounted {
+		t.Error("what was never asked for is mounted")
+	}
+	root, err := s.Root(t.Context(), manifest, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, mounted := s.Mounted(manifest, nil); !mounted || got.Dir != root.Dir {
+		t.Errorf("%+v %t", got, mounted)
+	}
+	if err := os.Remove(s.recordPath(root.Key)); err != nil {
+		t.Fatal(err)
+	}
+	if _, sealed, err := s.Check(t.Context(), manifest, nil); !sealed || err == nil {
+		t.Errorf("%t, %v", sealed, err)
+	}
+	setImmutable(t, s.imagePath(root.Key), false) // changes the inode's time
+	if _, mounted := s.Mounted(manifest, nil); mounted {
+		t.Error("a file that was touched is what was verified")
+	}
+}
+
 // TestWhatWasTamperedWithIsSealedAgain flips bytes between two runs.
 func TestWhatWasTamperedWithIsSealedAgain(t *testing.T) {
 	needRoot(t)

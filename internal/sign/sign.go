@@ -39,7 +39,8 @@ type Store interface {
 	// PutReferrer stores an artifact whose subject is a manifest. The same
 	// artifact has the same digest, and is stored once.
 	PutReferrer(ctx context.Context, subject kiln.Digest, a Referrer) (kiln.Digest, error)
-	// Referrers lists the artifacts of a manifest with that type.
+	// Referrers lists the artifacts of a manifest with that type, and those that
+	// are damaged, whose type nobody knows.
 	Referrers(ctx context.Context, subject kiln.Digest, artifactType string) ([]ocispec.Descriptor, error)
 }
 

@@ -101,7 +101,7 @@ func unproven(about kiln.Digest, found []finding) error {
 		evidence = append(evidence, f.referrer.Short()+": "+f.err.Error())
 		switch {
 		case errors.Is(f.err, ErrChanged):
-			reason, hint = ErrChanged, "find out who changed it, remove the image, and bake it again"
+			reason, hint = ErrChanged, "find out who changed it; kiln up judges and signs it again"
 		case errors.Is(f.err, ErrOtherKey) && !errors.Is(reason, ErrChanged):
 			reason, hint = ErrOtherKey, "bake it again here, or restore the keys that signed it from a backup"
 		}

@@ -53,21 +53,35 @@ func (s *Store) PutBundle(ctx context.Context, b kiln.Bundle, annotations map[st
 	if err != nil {
 		return "", fmt.Errorf("put bundle: %w", err)
 	}
-	// Written last, the manifest says that all the rest was made durable.
-	if !s.Has(kiln.Digest(a.desc.Digest)) {
-		if err := s.Sync(); err != nil {
-			return "", err
-		}
-		for _, content := range [][]byte{a.layer, a.config, a.manifest} {
-			if _, _, err := s.Put(ctx, bytes.NewReader(content), ""); err != nil {
-				return "", fmt.Errorf("put bundle: %w", err)
-			}
-		}
+	if err := s.putArtifact(ctx, a); err != nil {
+		return "", fmt.Errorf("put bundle: %w", err)
 	}
 	if err := s.Tag(ctx, a.desc, annotations[ocispec.AnnotationRefName], annotations); err != nil {
 		return "", fmt.Errorf("put bundle: %w", err)
 	}
 	return kiln.Digest(a.desc.Digest), nil
+}
+
+// putArtifact stores what of a bundle is not there whole. Written last, the
+// manifest says that all the rest was made durable.
+func (s *Store) putArtifact(ctx context.Context, a artifact) error {
+	contents := [][]byte{a.layer, a.config, a.manifest}
+	whole := true
+	for _, c := range contents {
+		whole = s.Verify(ctx, kiln.DigestOf(c)) == nil && whole
+	}
+	if whole {
+		return nil
+	}
+	if err := s.Sync(); err != nil {
+		return err
+	}
+	for _, c := range contents {
+		if _, _, err := s.Put(ctx, bytes.NewReader(c), ""); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // BundleDigest returns what PutBundle would, and puts nothing. The bundle's

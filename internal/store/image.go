@@ -48,7 +48,7 @@ func (s *Store) Config(ctx context.Context, manifest kiln.Digest) (ocispec.Image
 		return image, fmt.Errorf("read config of image %s: %w", manifest, err)
 	}
 	if err := json.Unmarshal(b, &image); err != nil {
-		return image, kiln.Errorf(kiln.CodeInvalid, "", "read config of image %s: %w", manifest, err)
+		return image, kiln.Errorf(kiln.CodeInvalid, "get the image again from who made it", "read config of image %s: %w", manifest, err)
 	}
 	return image, nil
 }
@@ -65,6 +65,9 @@ func (s *Store) document(d kiln.Digest) ([]byte, error) {
 	return readDocument(f, d)
 }
 
+// errDamaged is a blob whose content is not what its name says.
+var errDamaged = errors.New("is damaged")
+
 func readDocument(f *os.File, d kiln.Digest) ([]byte, error) {
 	defer func() { _ = f.Close() }()
 	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
@@ -75,7 +78,7 @@ func readDocument(f *os.File, d kiln.Digest) ([]byte, error) {
 		return nil, kiln.Errorf(kiln.CodeInvalid, "", "blob %s is larger than %d bytes", d, maxDocument)
 	}
 	if got := kiln.DigestOf(b); got != d {
-		return nil, kiln.Errorf(kiln.CodeInvalid, "bake again what needs it", "blob %s is damaged: its content has the digest %s", d, got)
+		return nil, kiln.Errorf(kiln.CodeInvalid, "bake again what needs it", "blob %s %w: its content has the digest %s", d, errDamaged, got)
 	}
 	return b, nil
 }
@@ -97,4 +100,22 @@ func (s *Store) Verify(ctx context.Context, d kiln.Digest) error {
 		return errors.Join(damage, os.Remove(f.Name()))
 	}
 	return nil
+}
+
+// Intact hashes all of an image: its manifest, its configuration and its layers.
+// What is damaged is removed, as Verify does it, so that the next bake brings it
+// again.
+func (s *Store) Intact(ctx context.Context, manifest kiln.Digest) error {
+	if err := s.Verify(ctx, manifest); err != nil {
+		return err
+	}
+	m, err := s.Manifest(ctx, manifest)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, part := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
+		errs = append(errs, s.Verify(ctx, kiln.Digest(part.Digest)))
+	}
+	return errors.Join(errs...)
 }

@@ -247,7 +247,8 @@ func (d document) refers() bool {
 // artifact type and annotations. An artifact type leaves out those of others;
 // empty leaves out none. Its cost is that of the subject's referrers, however
 // many the store has. A subject that is not in the store may have some. One
-// that is damaged is an error: what it says may be what matters.
+// that is damaged is listed whatever was asked for, by its digest alone: what it
+// says may be what matters, and what the others say still counts.
 func (s *Store) Referrers(ctx context.Context, subject kiln.Digest, artifactType string) ([]ocispec.Descriptor, error) {
 	if _, err := s.blobPath(subject); err != nil {
 		return nil, err
@@ -265,13 +266,13 @@ func (s *Store) Referrers(ctx context.Context, subject kiln.Digest, artifactType
 			return nil, err
 		}
 		desc, err := s.described.of(s, subject, d)
-		if errors.Is(err, kiln.ErrNotFound) {
-			continue // collected this moment, or by one that was killed
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, kiln.ErrNotFound): // collected this moment, or by one that was killed
+		case errors.Is(err, errDamaged):
+			out = append(out, ocispec.Descriptor{Digest: digest.Digest(d)})
+		case err != nil:
 			return nil, fmt.Errorf("list referrers of %s: %w", subject, err)
-		}
-		if artifactType == "" || desc.ArtifactType == artifactType {
+		case artifactType == "" || desc.ArtifactType == artifactType:
 			out = append(out, desc)
 		}
 	}

@@ -174,15 +174,27 @@ func TestReferrerIsDamaged(t *testing.T) {
 	s := open(t)
 	image := putImage(t, s, "web", "1")
 	d := putReferrer(t, s, image, typeInventory, "sbom")
+	other := putReferrer(t, s, image, typeSignature, "sig")
 	path, _ := s.blobPath(d)
 	if err := errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("{}"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Referrers(t.Context(), image, ""); !errors.Is(err, kiln.ErrInvalid) {
+	for asked, want := range map[string][]kiln.Digest{"": {d, other}, typeSignature: {d, other}, typeInventory: {d}} {
+		got, err := s.Referrers(t.Context(), image, asked)
+		if err != nil || len(got) != len(want) {
+			t.Fatalf("%q: %v %v", asked, got, err)
+		}
+		for _, one := range got {
+			if !slices.Contains(want, kiln.Digest(one.Digest)) || (one.MediaType == "") != (kiln.Digest(one.Digest) == d) {
+				t.Errorf("%q: %+v", asked, one)
+			}
+		}
+	}
+	if _, err := s.Manifest(t.Context(), d); !errors.Is(err, kiln.ErrInvalid) {
 		t.Errorf("damage was not seen: %v", err)
 	}
 	putReferrer(t, s, image, typeInventory, "sbom")
-	if got := referrers(t, s, image, ""); !slices.Equal(got, []kiln.Digest{d}) {
+	if got := referrers(t, s, image, typeInventory); !slices.Equal(got, []kiln.Digest{d}) {
 		t.Errorf("not mended: %v", got)
 	}
 }

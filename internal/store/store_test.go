@@ -216,6 +216,79 @@ func TestTag(t *testing.T) {
 	}
 }
 
+func TestADamagedBundleIsPutAgain(t *testing.T) {
+	s := open(t)
+	b := kiln.Bundle{
+		Files:  putTree(t, s, map[string]string{"kiln.hcl": "x"}),
+		Images: []kiln.BundleImage{{Name: "web", Platform: "linux/amd64", Manifest: putImage(t, s, "web", "1")}},
+	}
+	d, err := s.PutBundle(t.Context(), b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Manifest(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []kiln.Digest{d, kiln.Digest(m.Config.Digest), kiln.Digest(m.Layers[0].Digest)} {
+		path, err := s.blobPath(part)
+		if err == nil {
+			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644)) //nolint:gosec // as blobs are
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := s.PutBundle(t.Context(), b, nil); err != nil || again != d {
+			t.Errorf("%s, %v", again, err)
+		}
+		if err := s.Intact(t.Context(), d); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestIntact(t *testing.T) {
+	s := open(t)
+	image := putImage(t, s, "web", "layer")
+	if err := s.Intact(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Manifest(t.Context(), image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []kiln.Digest{kiln.Digest(m.Layers[0].Digest), kiln.Digest(m.Config.Digest), image} {
+		path, err := s.blobPath(d)
+		if err == nil {
+			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644)) //nolint:gosec // as blobs are
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // damaged, then gone
+			if err := s.Intact(t.Context(), image); !errors.Is(err, kiln.ErrNotFound) || !strings.Contains(err.Error(), string(d)) {
+				t.Errorf("%s: %v", d, err)
+			}
+		}
+	}
+}
+
+func TestAConfigThatIsNoneIsSaid(t *testing.T) {
+	s := open(t)
+	config, err := s.putBytes(t.Context(), ocispec.MediaTypeImageConfig, []byte("nonsense"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := s.putJSON(t.Context(), ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Config(t.Context(), kiln.Digest(manifest.Digest))
+	if k := (*kiln.Error)(nil); !errors.As(err, &k) || k.Code != kiln.CodeInvalid || k.Hint == "" {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestBundle(t *testing.T) {
 	s := open(t)
 	b := kiln.Bundle{
