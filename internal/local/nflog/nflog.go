@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -43,6 +44,8 @@ type Attempt struct {
 type Listener struct {
 	conn  *netlink.Conn
 	group uint16
+
+	closed atomic.Bool
 }
 
 // Listen binds the group. The error is unix.EBUSY when somebody else has it.
@@ -88,7 +91,8 @@ func (l *Listener) configure() error {
 	return nil
 }
 
-// Run calls report for each attempt until ctx ends, and closes the listener.
+// Run calls report for each attempt until ctx ends or the listener is closed, and
+// closes it.
 func (l *Listener) Run(ctx context.Context, report func(Attempt)) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -96,7 +100,7 @@ func (l *Listener) Run(ctx context.Context, report func(Attempt)) error {
 	for {
 		messages, err := l.conn.Receive()
 		switch {
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, l.closed.Load():
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
 			continue // attempts were lost; the filter limits them anyway
@@ -114,8 +118,11 @@ func (l *Listener) Run(ctx context.Context, report func(Attempt)) error {
 	}
 }
 
-// Close gives the group back without having run.
-func (l *Listener) Close() error { return l.conn.Close() }
+// Close gives the group back, and ends Run.
+func (l *Listener) Close() error {
+	l.closed.Store(true)
+	return l.conn.Close()
+}
 
 // parse reads the attributes of a packet message.
 func parse(attributes []byte) (Attempt, bool) {

@@ -2,6 +2,7 @@ package nflog
 
 import (
 	"net/netip"
+	"os"
 	"testing"
 )
 
@@ -24,4 +25,22 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("accepted a packet from %v", a.From)
 		}
 	})
+}
+
+func TestCloseEndsRun(t *testing.T) {
+	if os.Getenv("KILN_TEST_ROOT") == "" {
+		t.Skip("not root")
+	}
+	l, err := Listen(64_999)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- l.Run(t.Context(), func(Attempt) {}) }()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("a listener that was closed says %v", err)
+	}
 }
