@@ -80,6 +80,16 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	move.Take()
 	p.certs = certs
 	p.signer.SetOthers(others)
+	p.apply(ctx, next)
+	if err := p.tell(ctx, telling); err != nil {
+		p.log.WarnContext(ctx, "traces are not sent", "error", err)
+	}
+	p.settings.Store(next)
+	return nil
+}
+
+// apply puts into effect what cannot fail, or whose failure undoes nothing.
+func (p *plane) apply(ctx context.Context, next *settings) {
 	p.control.Rescan() // who signed what runs may be another question now
 	p.baker.SetKeyring(next.file.Debian.Keyring)
 	p.baker.SetMirrors(mirrors(next.file.Registries))
@@ -89,12 +99,7 @@ func (p *plane) take(ctx context.Context, before, next *settings, actor string) 
 	if err := p.engine.SetLogBytes(next.logBytes); err != nil {
 		p.log.WarnContext(ctx, "logs were not collected", "error", err)
 	}
-	if err := p.tell(ctx, telling); err != nil {
-		p.log.WarnContext(ctx, "traces are not sent", "error", err)
-	}
 	p.level.Set(next.level)
-	p.settings.Store(next)
-	return nil
 }
 
 // movePublic moves the gateway's listeners where they are others. Where they

@@ -41,14 +41,8 @@ func (r *reader) checkFiles(c Config) {
 			r.file(r.single("api").At("cert"), err)
 		}
 	}
-	for _, b := range r.blocks("notify") {
-		d := r.decoder(b.Body)
-		if _, file, ok := d.Text("secret_file"); ok {
-			if _, err := Key(file); err != nil {
-				r.file(d.At("secret_file"), err)
-			}
-		}
-	}
+	r.checkEach("notify", "secret_file", Key)
+	r.checkEach("source", "credentials", Secret)
 	if d := r.single("debian"); d != nil {
 		if _, err := readSafe(c.Debian.Keyring, trusted(), maxCertificate); err != nil {
 			r.file(d.At("keyring"), err)
@@ -57,17 +51,21 @@ func (r *reader) checkFiles(c Config) {
 	if r.single("signing") != nil {
 		r.checkSigning(c.Signing)
 	}
-	for _, b := range r.blocks("source") {
-		d := r.decoder(b.Body)
-		if _, file, ok := d.Text("credentials"); ok {
-			if _, err := Secret(file); err != nil {
-				r.file(d.At("credentials"), err)
-			}
-		}
-	}
 	if c.Traces.HeadersFile != "" {
 		if _, err := Headers(c.Traces.HeadersFile); err != nil {
 			r.file(r.single("traces").At("headers_file"), err)
+		}
+	}
+}
+
+// checkEach looks at the file that an argument of every block of a type names.
+func (r *reader) checkEach(blocks, argument string, read func(path string) ([]byte, error)) {
+	for _, b := range r.blocks(blocks) {
+		d := r.decoder(b.Body)
+		if _, file, ok := d.Text(argument); ok {
+			if _, err := read(file); err != nil {
+				r.file(d.At(argument), err)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/kilnproject/kiln"
 	"github.com/kilnproject/kiln/internal/hclfile"
@@ -40,11 +41,11 @@ func (s Signing) Same(as Signing) bool {
 
 // String says by what images are signed, and whose signatures are known.
 func (s Signing) String() string {
-	text := s.by()
+	all := []string{s.by()}
 	for _, t := range s.Trust {
-		text += ", " + t.Name + " by " + t.Key
+		all = append(all, t.Name+" by "+t.Key)
 	}
-	return text
+	return strings.Join(all, ", ")
 }
 
 func (s Signing) by() string {

@@ -174,7 +174,7 @@ func TestTheRootIsAskedForBeforeEachStart(t *testing.T) {
 	if out, err := exec.Command("cp", "-a", b.images.dir, again).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	err := errors.Join(os.WriteFile(again+"/mark", []byte("again"), 0o644), os.Rename(b.images.dir, again+".old"), os.Rename(again, b.images.dir)) //nolint:gosec // for the instances
+	err := errors.Join(os.WriteFile(again+"/mark", []byte("again"), 0o644), os.Rename(b.images.dir, again+".old"), os.Rename(again, b.images.dir))
 	if err != nil {
 		t.Fatal(err)
 	}

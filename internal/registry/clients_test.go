@@ -142,9 +142,9 @@ func TestPodman(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	own := func(arguments ...string) string {
+	own := func(arguments ...string) {
 		t.Helper()
-		return podman(append([]string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}, arguments...)...)
+		podman(append([]string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}, arguments...)...)
 	}
 	own("pull", "--tls-verify=false", host+"/app:v1")
 	own("push", "--tls-verify=false", host+"/app:v1", host+"/team/app:v2")

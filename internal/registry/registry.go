@@ -183,7 +183,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	q := &request{Request: r, g: g, w: w}
-	if err := q.serve(); err != nil {
+	if err := q.serve(); err != nil { //nolint:contextcheck // the request is its context
 		q.fail(err) //nolint:contextcheck // the request is its context
 	}
 }

@@ -173,7 +173,12 @@ func (s *Scanner) run(ctx context.Context, t tool, program, input string) ([]kil
 	case err != nil:
 		return nil, t.failed(speech, "%w", err)
 	}
-	findings, err := t.parse(report.Bytes())
+	return t.read(report.Bytes(), speech)
+}
+
+// read reads a tool's report.
+func (t tool) read(report []byte, speech *confine.Beginning) ([]kiln.Finding, error) {
+	findings, err := t.parse(report)
 	if err != nil {
 		return nil, t.failed(speech, "what it printed is not its report: %w", err)
 	}

@@ -233,7 +233,7 @@ func TestADamagedBundleIsPutAgain(t *testing.T) {
 	for _, part := range []kiln.Digest{d, kiln.Digest(m.Config.Digest), kiln.Digest(m.Layers[0].Digest)} {
 		path, err := s.blobPath(part)
 		if err == nil {
-			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644)) //nolint:gosec // as blobs are
+			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -260,7 +260,7 @@ func TestIntact(t *testing.T) {
 	for _, d := range []kiln.Digest{kiln.Digest(m.Layers[0].Digest), kiln.Digest(m.Config.Digest), image} {
 		path, err := s.blobPath(d)
 		if err == nil {
-			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644)) //nolint:gosec // as blobs are
+			err = errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("another"), 0o644))
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -245,9 +246,7 @@ func (a *archive) library(version, script string) []byte {
 // release is the archive with a version of the library.
 func (a *archive) release(base map[string][]byte, version, script string) {
 	all := map[string][]byte{"kilnlib_" + version + "_all": a.library(version, script)}
-	for name, deb := range base {
-		all[name] = deb
-	}
+	maps.Copy(all, base)
 	a.publish(all)
 }
 

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -256,14 +257,14 @@ func (s signingCommand) failures(t *testing.T, r *rig.Rig) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, field := range strings.Fields(string(raw)) {
+	for field := range strings.FieldsSeq(string(raw)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.Eventually(rig.Longest, "a command that hung has ended", func() error {
-			if err := syscall.Kill(pid, 0); err != syscall.ESRCH { //nolint:errorlint // a number
-				return fmt.Errorf("process %d: %v", pid, err)
+			if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("process %d is still there", pid)
 			}
 			return nil
 		})
