@@ -33,7 +33,7 @@ func workers(program string) confine.Program {
 // launch is the command that becomes a user without privileges and then what
 // follows. program is the kiln executable.
 func launch(program string, uid, gid int) []string {
-	return []string{program, "launch", strconv.Itoa(uid), strconv.Itoa(gid)}
+	return append([]string{program, "launch"}, confine.LaunchArgs(uid, gid, nil)...)
 }
 
 // unprivileged is a user and its group: that of a name where there is one,
