@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +25,11 @@ func Start(cmd *exec.Cmd, uid, gid int) error {
 	}
 	defer func() { _ = program.Close() }()
 	cmd.Path = fmt.Sprintf("/proc/self/fd/%d", firstFile+len(cmd.ExtraFiles))
-	cmd.ExtraFiles = append(cmd.ExtraFiles, program)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	cmd.ExtraFiles = append(slices.Clip(cmd.ExtraFiles), program) // the caller's array is the caller's
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	started := make(chan error)
 	go func() {
 		// What a thread gave up its child has not. The thread ends with this
