@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -355,16 +356,21 @@ func (s scanners) scan(ctx context.Context, which kiln.GateScanner, image kiln.D
 	return s.scanner.Scan(ctx, which.Name, at)
 }
 
-// hand gives what was exported to the scanners' user. Blobs of the store, which
-// others may read and nobody write, stay as they are: they are links.
+// hand gives what was exported to the scanners' user. What is a link to a blob of
+// the store stays as it is, whoever may read it: its owner could change it.
 func (s scanners) hand(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		info, err := d.Info()
-		if err != nil || info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
+		if err != nil {
 			return err
+		}
+		if info.Mode().IsRegular() {
+			if at, ok := info.Sys().(*syscall.Stat_t); !ok || at.Nlink > 1 || info.Mode()&0o004 != 0 {
+				return nil
+			}
 		}
 		return os.Lchown(path, s.scanner.UID, s.scanner.GID)
 	})

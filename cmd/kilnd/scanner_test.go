@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kilnproject/kiln"
@@ -68,6 +69,17 @@ echo '{"SchemaVersion": 2, "Results": []}'
 			}
 			t.Fatal(err)
 		}
+	}
+	// A blob that the scanner may not read is not given to it: it is the store's.
+	blob := i.dir("store", "blobs", "sha256", image.Hex())
+	if err := os.Chmod(blob, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.scan(t.Context(), kiln.GateScanner{Name: "trivy"}, image); err == nil {
+		t.Error("an image that cannot be read was judged")
+	}
+	if info, err := os.Stat(blob); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("the store's blob is another's now: %v", err)
 	}
 	left, err := os.ReadDir(s.dir)
 	if err != nil || len(left) > 0 {
