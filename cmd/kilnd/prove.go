@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -357,7 +358,8 @@ func (s scanners) scan(ctx context.Context, which kiln.GateScanner, image kiln.D
 }
 
 // hand gives what was exported to the scanners' user. What is a link to a blob of
-// the store stays as it is, whoever may read it: its owner could change it.
+// the store stays the store's, whose owner could change it; one that only root may
+// read, as of a store that was restored, is exchanged for a copy.
 func (s scanners) hand(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -368,12 +370,35 @@ func (s scanners) hand(dir string) error {
 			return err
 		}
 		if info.Mode().IsRegular() {
-			if at, ok := info.Sys().(*syscall.Stat_t); !ok || at.Nlink > 1 || info.Mode()&0o004 != 0 {
+			if info.Mode()&0o004 != 0 {
 				return nil
+			}
+			if at, ok := info.Sys().(*syscall.Stat_t); !ok || at.Nlink > 1 {
+				if err := detach(path); err != nil {
+					return err
+				}
 			}
 		}
 		return os.Lchown(path, s.scanner.UID, s.scanner.GID)
 	})
+}
+
+// detach exchanges a file for a copy that shares nothing with its other names.
+func detach(path string) error {
+	from, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = from.Close() }()
+	to, err := os.OpenFile(path+".copy", os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o400)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	if err = errors.Join(err, to.Close()); err != nil {
+		return err
+	}
+	return os.Rename(to.Name(), path)
 }
 
 // rules are the lint's about how an image is defined and used.

@@ -70,13 +70,14 @@ echo '{"SchemaVersion": 2, "Results": []}'
 			t.Fatal(err)
 		}
 	}
-	// A blob that the scanner may not read is not given to it: it is the store's.
+	// A blob that only root may read, as after a restore, is copied for the scanner
+	// and stays the store's.
 	blob := i.dir("store", "blobs", "sha256", image.Hex())
 	if err := os.Chmod(blob, 0o400); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.scan(t.Context(), kiln.GateScanner{Name: "trivy"}, image); err == nil {
-		t.Error("an image that cannot be read was judged")
+	if _, err := s.scan(t.Context(), kiln.GateScanner{Name: "trivy"}, image); err != nil {
+		t.Errorf("an image of a restored store: %v", err)
 	}
 	if info, err := os.Stat(blob); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
 		t.Errorf("the store's blob is another's now: %v", err)
